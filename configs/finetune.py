@@ -1,0 +1,42 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised fine-tuning of a pre-trained encoder: the specific teacher, or a student.
+
+    g2sd train --config=finetune:model=b16 --workdir=runs/ft_b \\
+        --config.init_from=runs/mae_b
+
+Published (MAE): ViT-B 83.6 % top-1 on ImageNet-1k, 100 epochs, batch 1024.
+"""
+
+from configs import common
+
+# Epochs, base learning rate, layer decay, drop path (MAE; the small ones as stage 2).
+RECIPES = {
+    "b16": (100.0, 5e-4, 0.65, 0.1),
+    "l16": (50.0, 1e-3, 0.75, 0.2),
+    "h14": (50.0, 1e-3, 0.75, 0.3),
+}
+SMALL = (200.0, 1e-3, 0.75, 0.0)
+
+
+def get_config(arguments=""):
+    args = common.arguments(arguments, model="b16")
+    epochs, rate, decay, drop_path = RECIPES.get(args.model, SMALL)
+    config = common.base()
+    config.stage = "finetune"
+    config.task = "classification"
+    config.batch = 1024
+    config.total_epochs = epochs
+    config.init_from = ""  # Workdir or file of a pre-trained encoder.
+    config.model = common.classifier(args.model, drop_path=drop_path)
+    config.augment = common.augment(
+        crop_area=(0.08, 1.0), flip=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1
+    )
+    config.optim = common.adamw(
+        "finetune",
+        lr=rate * 1024 / 256,
+        min_lr=1e-6,
+        warmup_epochs=5.0,
+        layer_decay=decay,
+    )
+    return common.smoke(config, args)

@@ -1,0 +1,238 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A run's own checkpoints, and strict loading of anybody's weights."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from g2sd_jax import core
+from g2sd_jax.ops import patches, resize
+from g2sd_jax.weights import importers, torch_names
+
+FOLDER = "checkpoints"
+
+
+class Manager:
+    """Orbax's manager of `workdir/checkpoints`: the state and its description."""
+
+    def __init__(self, workdir: str, keep: int | None = None):
+        folder = os.path.join(os.path.abspath(workdir), FOLDER)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._orbax = ocp.CheckpointManager(folder, options=options)
+
+    def latest(self) -> int | None:
+        return self._orbax.latest_step()
+
+    def save(self, step: int, state: core.TrainState, describe: Mapping) -> None:
+        if step in self._orbax.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            describe=ocp.args.JsonSave(dict(describe)),
+        )
+        self._orbax.save(step, args=items)
+
+    def restore(self, abstract: core.TrainState) -> core.TrainState:
+        """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say."""
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._orbax.restore(self.latest(), args=items)["state"]
+
+    def restore_params(self) -> tuple[dict, dict]:
+        """Parameters as numpy and the description, without knowing the config."""
+        step = self.latest()
+        described = ocp.args.Composite(describe=ocp.args.JsonRestore())
+        describe = self._orbax.restore(step, args=described)["describe"]
+        path = os.path.join(self._orbax.directory, str(step), "state")
+        with ocp.PyTreeCheckpointer() as reader:
+            shapes = reader.metadata(path).item_metadata.tree["params"]
+            wanted = {"params": jax.tree.map(lambda _: 0, shapes)}
+            numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            args = ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=jax.tree.map(lambda _: numpy, wanted),
+                partial_restore=True,
+            )
+            return reader.restore(path, args=args)["params"], describe
+
+    def close(self) -> None:
+        self._orbax.wait_until_finished()
+        self._orbax.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights from anywhere, under their PyTorch names."""
+
+    source: str
+    arrays: Mapping[str, np.ndarray]
+    describe: Mapping
+
+    @property
+    def has_decoder(self) -> bool:
+        return any(name.startswith("decoder_blocks.") for name in self.arrays)
+
+    def summary(self) -> str:
+        """A few words on what the file holds."""
+        depth = [re.match(r"blocks\.(\d+)\.", name) for name in self.arrays]
+        depth = 1 + max((int(found[1]) for found in depth if found), default=-1)
+        width = self.arrays.get("cls_token", np.empty(0)).shape[-1:]
+        parts = [f"an encoder of {depth} blocks, width {width[0] if width else '?'}"]
+        parts += ["a decoder"] if self.has_decoder else ["no decoder"]
+        if "head.weight" in self.arrays:
+            parts.append(f"a head of {self.arrays['head.weight'].shape[0]} classes")
+        return ", ".join(parts)
+
+
+def read(path: str, key: str) -> Weights:
+    """Weights of a workdir or a file; `key` is the config key to name in errors."""
+    if not path:
+        raise ValueError(
+            f"{key} is empty: name a workdir of an earlier stage or a weight file "
+            "(random:SEED gives untrained weights, for smoke runs and measurements)."
+        )
+    if os.path.isfile(path):
+        arrays, describe = importers.read(path, key)
+        return Weights(path, arrays, describe)
+    if not os.path.isdir(path):
+        raise ValueError(f"{key}={path!r} does not exist; name a workdir or a file.")
+    if not os.path.isdir(os.path.join(path, FOLDER)):
+        raise ValueError(
+            f"{key}={path!r} is not a workdir: it has no folder {FOLDER}/; name the "
+            "--workdir of a finished run, or a weight file."
+        )
+    manager = Manager(path)
+    try:
+        if manager.latest() is None:
+            raise ValueError(f"{key}={path!r} holds no complete checkpoint yet.")
+        params, describe = manager.restore_params()
+    finally:
+        manager.close()
+    grid = describe["grid"] if describe["kind"] == "mae" else None
+    return Weights(path, torch_names.to_torch(params, grid), describe)
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """The names that one of the regexes matches whole."""
+    return {name for name in names if any(re.fullmatch(p, name) for p in patterns)}
+
+
+def graft(
+    variables: Mapping,
+    weights: Weights,
+    *,
+    grid: tuple[int, int],
+    fresh: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+) -> dict:
+    """`variables` with their parameters taken from `weights`, strictly both ways.
+
+    Args:
+        variables: {"params": ...}, arrays or shapes; a fresh parameter is kept.
+        weights: what to take them from.
+        grid: (rows, columns) of patches of the target. A trained position table of
+            another grid is resized (bicubic, class row untouched); a sin-cos table the
+            target does not store is checked and left out.
+        fresh: regexes of names that stay as initialised, whatever the file holds.
+        dropped: regexes of names of the file that are not needed.
+    Raises:
+        ValueError: a parameter is neither found nor declared fresh, an entry neither
+            used nor declared dropped, or a shape differs; all are listed.
+    """
+    shapes = torch_names.shapes(variables["params"])
+    arrays = dict(weights.arrays)
+    if "pos_embed" in shapes and "pos_embed" in arrays:
+        arrays["pos_embed"] = _fit_table(arrays["pos_embed"], shapes, weights, grid)
+    keep = matching(shapes, fresh)
+    found = {n for n in shapes if n in arrays and n not in keep}
+    constant = {n for n in arrays if n.endswith("pos_embed") and n not in shapes}
+    constant -= matching(constant, dropped)
+    spare = set(arrays) - found - constant
+    lost = spare - matching(spare, [*dropped, *fresh])
+    missing = set(shapes) - found - keep
+    wrong = [
+        f"{name} is {arrays[name].shape}, expected {shapes[name]}"
+        for name in sorted(found)
+        if arrays[name].shape != shapes[name]
+    ]
+    complaints = [f"missing: {_few(missing)}"] * bool(missing)
+    complaints += [f"not expected: {_few(lost)}"] * bool(lost)
+    complaints += [f"of another shape: {_few(wrong)}"] * bool(wrong)
+    if complaints:
+        raise ValueError(
+            f"{weights.source} does not fit ({'; '.join(complaints)}). It holds "
+            f"{weights.summary()}; check the path, and config.model or "
+            "config.teacher.model against it."
+        )
+    for name in constant:
+        _check_constant(name, arrays[name], grid, weights)
+    logging.info(
+        "%s: %d found, %d fresh (%s), %d dropped (%s)",
+        *(weights.source, len(found), len(keep), _few(keep), len(spare), _few(spare)),
+    )
+    taken = {name: arrays[name] for name in found}
+    return {**variables, "params": torch_names.from_torch(variables["params"], taken)}
+
+
+def _few(names, most=4):
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _fit_table(table, shapes, weights, grid):
+    if table.shape == shapes["pos_embed"]:
+        return table
+    rows = weights.describe.get("grid") or [round((table.shape[1] - 1) ** 0.5)] * 2
+    if (
+        rows[0] * rows[1] + 1 != table.shape[1]
+        or table.shape[2:] != (shapes["pos_embed"][2:])
+    ):
+        return table  # Not a matter of the grid; the shapes are compared below.
+    return np.asarray(resize.resize_pos_embed(table, tuple(rows), grid))
+
+
+def _check_constant(name, table, grid, weights):
+    expected = patches.sincos_table(table.shape[-1], grid)
+    if table.shape != expected.shape or not np.allclose(table, expected, atol=1e-4):
+        raise ValueError(
+            f"{weights.source}: {name} {table.shape} is not the sin-cos table of a "
+            f"{grid[0]}x{grid[1]} grid; a masked autoencoder here has no other. Check "
+            "config.model.image_size and patch (or config.teacher.model)."
+        )
+
+
+def load_variables(
+    path: str,
+    init: Callable,
+    *,
+    grid: tuple[int, int],
+    key: str = "config.teacher.checkpoint",
+    check: Callable = core.nothing,
+    **declared,
+) -> dict:
+    """Frozen variables from a workdir, a file, or `random:SEED`.
+
+    Args:
+        path: the value of `key`.
+        init: key -> variables, what the file must fill.
+        grid: as for `graft`.
+        check: weights -> None; raises if the file can not serve.
+        **declared: `fresh` and `dropped` of `graft`.
+    """
+    if path.startswith("random:"):
+        seed = path.removeprefix("random:")
+        if not seed.isdigit():
+            raise ValueError(f"{key}={path!r}: write random:SEED with a whole number.")
+        logging.warning("%s=%s: UNTRAINED weights; nothing can be learned.", key, path)
+        return jax.device_get(jax.jit(init)(jax.random.key(int(seed))))
+    weights = read(path, key)
+    check(weights)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return graft(shapes, weights, grid=grid, **declared)

@@ -1,0 +1,79 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command `g2sd VERB …`: one line per verb, and one clear line per mistake."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import g2sd_jax
+
+VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
+    "train": ("g2sd_jax.main", "train one stage, or resume it"),
+    "chain": ("g2sd_jax.tools.chain", "train a chain of stages and write its report"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of one verb; a mistake in them is a ValueError."""
+
+    def __init__(self, verb: str):
+        super().__init__(
+            prog=f"g2sd {verb}", description=VERBS[verb][1], allow_abbrev=False
+        )
+        self.add_argument(
+            "--debug", action="store_true", help="show the traceback of an error"
+        )
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; what a user can do wrong becomes one line and exit status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv) or 0
+    except (ValueError, OSError) as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: list[str]) -> int | None:
+    verb, *rest = argv or ["help"]
+    if verb == "--version":
+        print(g2sd_jax.__version__)
+    elif verb in ("help", "-h", "--help"):
+        print(_usage())
+    else:
+        return importlib.import_module(_module(verb)).main(rest)
+    return 0
+
+
+def _module(verb: str) -> str:
+    if verb not in VERBS:
+        # Not at the top: importing jax takes a second, which `g2sd help` need not wait.
+        core = importlib.import_module("g2sd_jax.core")
+        core.lookup("verb", verb, {**VERBS, "help": None})
+    return VERBS[verb][0]
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            f"g2sd {g2sd_jax.__version__}: {g2sd_jax.__doc__}",
+            "",
+            "usage: g2sd VERB …, and g2sd VERB --help for what it takes",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

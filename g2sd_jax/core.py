@@ -1,0 +1,144 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The contracts every other file is written against: stage, task, evaluator, state."""
+
+import difflib
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+
+# A run may be continued after these were changed: none of them changes a number beyond
+# the rounding that another device layout brings. Everything else is refused by `train`.
+MAY_CHANGE = (
+    "mesh",
+    "remat",
+    "scan",
+    "log_every",
+    "checkpoint",
+    "cache_dir",
+    "profile",
+    "progress",
+    "data.workers",
+    "wandb",
+)
+
+
+def nothing(*_args) -> dict:
+    return {}
+
+
+def identity(value):
+    return value
+
+
+class Stage(NamedTuple):
+    """One training stage, described by the pure functions the one loop calls.
+
+    A stage is data, after Optax's `GradientTransformation`: nothing is inherited, each
+    function can be tested alone, and a variant is `stage._replace(loss=...)`.
+    """
+
+    init: Callable  # (key, batch) -> variables that are trained
+    draw: Callable  # (key, batch) -> draws: [B, ...] arrays or scalars, by name
+    loss: Callable  # (params, model_state, frozen, batch, draws, step) -> (loss, aux)
+    frozen: Callable = dict  # () -> variables no optimiser may touch, loaded whole
+    probe: Callable = nothing  # (frozen, batch) -> metrics, before step 0; may refuse
+    trim: Callable = identity  # frozen -> what the loss needs of it, after the probe
+    warm_start: Callable = identity  # variables -> variables of an earlier stage
+    evaluators: Mapping = {}  # name -> Evaluator
+    describe: Mapping = {}  # what later commands need: architecture, classes, target
+
+
+class Task(NamedTuple):
+    """What fine-tuning and specific distillation of one downstream task share."""
+
+    init: Callable  # (key, batch) -> variables
+    draw: Callable  # (key, batch) -> draws, the augmentation's and the model's
+    forward: Callable  # (variables, batch, draws) -> (outputs, model_state)
+    terms: Callable  # (outputs, batch) -> {name: weighted scalar}
+    augment: Callable  # (batch, draws) -> prepared batch
+    evaluators: (
+        Callable  # predict(variables, frozen, batch) | None -> {name: Evaluator}
+    )
+    warm_start: Callable = identity  # variables -> variables of an earlier stage
+    describe: Mapping = {}
+
+
+class Evaluator(NamedTuple):
+    """A fold over the evaluation set: `predict` on the device, the rest on the host.
+
+    `batches` yields `(batch, examples)`: a dict of equally padded arrays (`valid` [B]
+    says which rows are real) and the host's own un-batched originals, one per valid row
+    or whatever `update` needs to tell. `predict` may see one example several times.
+    """
+
+    batches: Callable[[], Iterable]
+    predict: Callable  # (variables, frozen, batch) -> outputs, jitted by the caller
+    start: Callable  # () -> state, a dict of numpy arrays
+    update: Callable  # (state, outputs, examples) -> state, own examples only
+    merge: Callable  # [state, ...] of all hosts -> state
+    finish: Callable  # state -> {metric: float}
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Arrays only: with `step` alone the keys and the data position are recovered."""
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict:
+        return {"params": self.params, **self.model_state}
+
+
+def stream_keys(key: jax.Array, *names: str) -> dict[str, jax.Array]:
+    """One key per purpose, folded from its name: a new purpose moves no other."""
+    return {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in names}
+
+
+def total(terms: Mapping, model_state: Mapping, **metrics):
+    """Sums weighted terms and logs each: the last line of every stage's loss.
+
+    Args:
+        terms: name -> weighted scalar.
+        model_state: what the step leaves behind besides parameters (batch statistics).
+        **metrics: further scalars to log as they are.
+    Returns:
+        `(loss, (model_state, metrics))`, each term logged as `loss/name`.
+    """
+    loss = sum(jnp.asarray(term, jnp.float32) for term in terms.values())
+    logged = {f"loss/{name}": term for name, term in terms.items()}
+    return loss, (model_state, {"loss": loss, **logged, **metrics})
+
+
+def lookup(what: str, name: str, known: Mapping):
+    """`known[name]`, or a `ValueError` that lists the nearest known names."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), list(map(str, known)), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "known:"
+    listed = "" if near else " " + ", ".join(map(str, known))
+    raise ValueError(f"{what}={name!r} is not known; {hint}{listed}")
+
+
+def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
+    """`value` itself if it is among `allowed`, else the error of `lookup`."""
+    return lookup(what, value, {name: name for name in allowed})
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as `{"a.b": leaf}`, in sorted order."""
+    flat = {}
+    for key in sorted(tree):
+        value = tree[key]
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,66 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to the data: a recipe and a split in, a checked `Dataset` out."""
+
+import difflib
+
+import numpy as np
+
+from g2sd_jax.data import arrays, digits, fake
+from g2sd_jax.data import dataset as datasets
+
+SOURCES = {"arrays": arrays.load, "digits": digits.load, "fake": fake.load}
+
+
+def load(config, split, evaluate=False) -> datasets.Dataset:
+    """One split of `config.data.source`, checked once and trusted afterwards.
+
+    Args:
+        config: the whole recipe.
+        split: `config.data.train_split` or `config.data.eval_split`.
+        evaluate: True where the split is only judged, so that its size is free.
+    """
+    name = config.data.source
+    if name not in SOURCES:
+        near = difflib.get_close_matches(str(name), SOURCES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SOURCES)}"
+        raise ValueError(f"config.data.source={name!r} is not known; {hint}")
+    dataset = SOURCES[name](config, split)
+    if config.data.limit is not None:
+        dataset = dataset._replace(count=min(dataset.count, config.data.limit))
+    check(config, split, dataset)
+    if split == config.data.train_split and not evaluate:
+        check_count(config, split, dataset.count)
+    return dataset
+
+
+def check(config, split, dataset):
+    where = f"split {split!r} of config.data.source={config.data.source!r}"
+    if dataset.count < 1:
+        raise ValueError(
+            f"{where} holds no examples (config.data.limit={config.data.limit})."
+        )
+    channels = dataset.fetch(np.zeros(1, np.int64))["image"].shape[-1]
+    if channels != config.model.channels:
+        raise ValueError(
+            f"{where} has pictures of {channels} channels, but config.model.channels="
+            f"{config.model.channels}; set --config.model.channels={channels} (and as "
+            "many values in config.data.mean and config.data.std)."
+        )
+    # A split that lacks one class would number all later ones differently.
+    if dataset.classes and config.data.classes not in (0, len(dataset.classes)):
+        raise ValueError(
+            f"{where} has {len(dataset.classes)} classes ({', '.join(dataset.classes)})"
+            f", but config.data.classes={config.data.classes}; set "
+            f"--config.data.classes={len(dataset.classes)}, or complete the split."
+        )
+
+
+def check_count(config, split, count):
+    """Epochs and schedules are counted from the config, so it has to be right."""
+    if count != config.data.train_examples:
+        raise ValueError(
+            f"config.data.train_examples={config.data.train_examples}, but split "
+            f"{split!r} holds {count} examples (config.data.limit="
+            f"{config.data.limit}); set --config.data.train_examples={count}."
+        )

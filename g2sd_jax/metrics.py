@@ -1,0 +1,263 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells while it runs: files of metrics, a progress bar, where time goes."""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import jax
+import tqdm
+
+
+class Writer:
+    """Writes named scalars to every place the config asks for, on the main process.
+
+    Args:
+        workdir: folder for `metrics.jsonl`, `tensorboard/` and W&B's own files.
+        config: the run's; read are `batch`, `progress` and `wandb`.
+        start_step: steps already done; what was logged after them is dropped.
+        total_steps: steps of the whole run.
+        main: whether this is the process that writes; the others stay silent.
+    """
+
+    def __init__(self, workdir, config, start_step: int, total_steps: int, main: bool):
+        self._sinks = []
+        self._display = None
+        if not main:
+            return
+        folder = pathlib.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.wandb:  # First, for it may refuse, and then nothing was touched.
+            self._sinks.append(Wandb(folder, config))
+        self._sinks.append(Lines(folder / "metrics.jsonl", start_step))
+        events = _tensorboard(folder / "tensorboard", start_step)
+        if events:
+            self._sinks.append(events)
+        if config.progress:
+            self._display = Display(start_step, total_steps)
+
+    def write(self, step: int, scalars: Mapping[str, float]):
+        """Logs scalars as those of `step`, the number of steps done."""
+        for sink in self._sinks:
+            sink.write(step, scalars)
+        if self._display:
+            self._display.write(step, scalars)
+
+    def close(self):
+        for sink in self._sinks:
+            sink.close()
+        if self._display:
+            self._display.close()
+
+
+class Lines:
+    """One JSON object a line, whole after every write."""
+
+    def __init__(self, path: pathlib.Path, start_step: int):
+        if path.exists():
+            _truncate(path, start_step or -1)  # A start from nothing keeps nothing.
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, scalars: Mapping[str, float]):
+        # JSON has no NaN: other readers than Python's refuse the whole line.
+        finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+def read_lines(path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a line cut short by a killed run ends them."""
+    rows = []
+    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _truncate(path: pathlib.Path, step: int):
+    rows = [row for row in read_lines(path) if row["step"] <= step]
+    kept = path.with_suffix(".tmp")
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(kept, path)  # A kill leaves the old file or the new one, never half.
+
+
+class Wandb:
+    """Weights & Biases; its run id stays in the workdir, so a resume continues it."""
+
+    def __init__(self, folder: pathlib.Path, config):
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ValueError(
+                f"config.wandb={config.wandb!r} needs the package wandb, which is not "
+                f"installed; pip install 'g2sd_jax[wandb]', or leave it empty."
+            ) from error
+        self._run = wandb.init(
+            project=config.wandb,
+            name=folder.resolve().name,
+            dir=str(folder),
+            config=config.to_dict(),
+            resume="auto",
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]):
+        self._run.log(dict(scalars), step=step)
+
+    def close(self):
+        self._run.finish()
+
+
+class TensorBoard:
+    def __init__(self, module, folder: pathlib.Path, start_step: int):
+        # Purging hides what an interrupted run logged beyond its last checkpoint.
+        self._events = module.SummaryWriter(str(folder), purge_step=start_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, float]):
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self):
+        self._events.close()
+
+
+def _tensorboard(folder: pathlib.Path, start_step: int) -> TensorBoard | None:
+    try:
+        module = importlib.import_module("tensorboardX")
+    except ImportError:
+        print("tensorboardX is not installed: no TensorBoard files for this run")
+        return None
+    return TensorBoard(module, folder, start_step)
+
+
+class Display:
+    """A progress bar on a terminal, one plain line per write anywhere else."""
+
+    def __init__(self, start_step: int, total_steps: int, stream=None):
+        self._stream = stream or sys.stderr
+        self._start, self._total = start_step, total_steps
+        self._began = time.perf_counter()
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                initial=start_step,
+                total=total_steps,
+                file=self._stream,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def write(self, step: int, scalars: Mapping[str, float]):
+        told = "  ".join(f"{name} {_brief(v)}" for name, v in scalars.items())
+        if self._bar is None:
+            line = f"step {step}/{self._total}  {told}  eta {self._eta(step)}"
+            print(line, file=self._stream, flush=True)
+        elif "loss" in scalars:
+            rate = scalars.get("images_per_sec", math.nan)
+            self._bar.set_postfix_str(
+                f"loss {_brief(scalars['loss'])}, {_brief(rate)} images/s",
+                refresh=False,
+            )
+            self._bar.update(step - self._bar.n)
+        else:  # An evaluation: worth a line that stays.
+            self._bar.write(f"step {step}  {told}", file=self._stream)
+
+    def _eta(self, step: int) -> str:
+        done = step - self._start
+        if done <= 0:
+            return "?"
+        seconds = (time.perf_counter() - self._began) / done * (self._total - step)
+        return tqdm.tqdm.format_interval(seconds)
+
+    def close(self):
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _brief(value: float) -> str:
+    return f"{value:.4g}"
+
+
+class Late:
+    """Keeps each step's device metrics until the next, so no step is waited for.
+
+    Reading a number makes the host wait for the step it comes from; one step later that
+    step is done, or nearly so, and the device already has the next one queued.
+    """
+
+    def __init__(self):
+        self._held = None
+
+    def swap(self, step: int, metrics: Mapping[str, jax.Array]):
+        """Takes a step's metrics; returns `(step, floats)` of the last one, or None."""
+        before, self._held = self.last(), (step, metrics)
+        return before
+
+    def last(self) -> tuple[int, dict[str, float]] | None:
+        """Hands back what is still held, after waiting for it."""
+        if self._held is None:
+            return None
+        (step, metrics), self._held = self._held, None
+        return step, {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
+
+
+class Clock:
+    """Splits the time of a logging interval into waiting for input and the rest.
+
+    Args:
+        batch: examples per step, of all processes together.
+        now: seconds from anywhere, growing.
+    """
+
+    def __init__(self, batch: int, now: Callable[[], float] = time.perf_counter):
+        self._batch, self._now = batch, now
+        self._restart()
+
+    def _restart(self):
+        self._began, self._waited, self._steps = self._now(), 0.0, 0
+
+    def watch(self, batches: Iterable) -> Iterator:
+        """The batches themselves; each counts as a step once it was asked for."""
+        batches = iter(batches)
+        while True:
+            asked = self._now()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += self._now() - asked
+            self._steps += 1
+            yield batch
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves out what is not training: evaluation, the wait for a checkpoint."""
+        began = self._now()
+        try:
+            yield
+        finally:
+            self._began += self._now() - began
+
+    def read(self) -> dict[str, float]:
+        """The interval's `input_wait` (a share), `images_per_sec` and `step_ms`."""
+        seconds, steps, waited = self._now() - self._began, self._steps, self._waited
+        self._restart()
+        if not steps or seconds <= 0:
+            return {}
+        return {
+            "images_per_sec": steps * self._batch / seconds,
+            "step_ms": 1000 * seconds / steps,
+            "input_wait": waited / seconds,
+        }

@@ -1,0 +1,174 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From the host's uint8 batch to what a network sees: crop, flip, normalise, mix."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from g2sd_jax import core
+from g2sd_jax.ops import mixup, resize
+
+TRIES = 10  # Crops drawn until one fits into the image, as in torchvision.
+
+
+class Spec(NamedTuple):
+    """What `draw` and `prepare` do; a field that is off draws nothing."""
+
+    image_size: tuple[int, int]  # (height, width) that leaves `prepare`
+    mean: tuple[float, ...]  # Of pixels in 0..1, per channel or one for all.
+    std: tuple[float, ...]
+    classes: int = 0  # Of the soft targets; 0 = make none.
+    crop_area: tuple[float, float] | None = None  # Shares of the canvas; None = whole.
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Width over height.
+    flip: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+    mix_prob: float = 1.0
+    smoothing: float = 0.0
+
+
+def spec(config, train: bool) -> Spec:
+    """The recipe's `Spec`; one for evaluation only resizes and normalises."""
+    fixed = Spec(tuple(config.model.image_size), config.data.mean, config.data.std)
+    if not train:
+        return fixed
+    augment = config.augment
+    return fixed._replace(
+        classes=config.data.classes,
+        crop_area=tuple(augment.crop_area) if augment.crop_area else None,
+        crop_aspect=tuple(augment.crop_aspect),
+        flip=augment.flip,
+        mixup=augment.mixup,
+        cutmix=augment.cutmix,
+        switch=augment.switch,
+        mix_prob=augment.mix_prob,
+        smoothing=augment.smoothing,
+    )
+
+
+def draw(key, batch, spec: Spec) -> dict:
+    """Everything random in `prepare`: arrays [B, ...], or 0-d ones shared by the batch.
+
+    Returns:
+        Of `crop` [B, 4] (y, x, height, width in canvas pixels), `flip` [B] bool and
+        `mixup.mix_draws`, those that `spec` asks for.
+    """
+    keys = core.stream_keys(key, "crop", "flip", "mix")
+    count, *canvas = batch["image"].shape[:3]
+    draws = {}
+    if spec.crop_area is not None and "crop" not in batch:
+        draws["crop"] = random_boxes(
+            keys["crop"], count, canvas, spec.crop_area, spec.crop_aspect
+        )
+    if spec.flip > 0:
+        draws["flip"] = jax.random.bernoulli(keys["flip"], spec.flip, (count,))
+    if spec.mixup > 0 or spec.cutmix > 0:
+        draws |= mixup.mix_draws(
+            keys["mix"],
+            spec.image_size,
+            mixup=spec.mixup,
+            cutmix=spec.cutmix,
+            switch=spec.switch,
+            prob=spec.mix_prob,
+        )
+    return draws
+
+
+def random_boxes(key, count, canvas, area, aspect):
+    """[count, 4] y, x, height, width of random resized crops (after torchvision).
+
+    Area is uniform, aspect log-uniform; the first of ten tries that fits is taken, else
+    the largest centred box whose aspect is allowed.
+    """
+    height, width = canvas
+    keys = core.stream_keys(key, "area", "aspect", "y", "x")
+    low, high = area
+    tries = (count, TRIES)
+    pixels = jax.random.uniform(keys["area"], tries, minval=low, maxval=high)
+    pixels = pixels * (height * width)
+    low, high = (math.log(bound) for bound in aspect)
+    ratio = jnp.exp(jax.random.uniform(keys["aspect"], tries, minval=low, maxval=high))
+    w = jnp.round(jnp.sqrt(pixels * ratio))
+    h = jnp.round(jnp.sqrt(pixels / ratio))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = jnp.argmax(fits, axis=1, keepdims=True)
+    w, h = (jnp.take_along_axis(side, first, axis=1)[:, 0] for side in (w, h))
+    # A place is drawn for the chosen try only, which is as good as one for each.
+    y = jnp.floor(jax.random.uniform(keys["y"], (count,)) * (height - h + 1))
+    x = jnp.floor(jax.random.uniform(keys["x"], (count,)) * (width - w + 1))
+    boxes = jnp.stack([y, x, h, w], axis=1)  # [B, 4]
+    fallback = jnp.array(largest_box(canvas, *aspect), jnp.float32)[None]
+    return jnp.where(fits.any(axis=1, keepdims=True), boxes, fallback)
+
+
+def largest_box(canvas, low, high):
+    """The largest centred whole-pixel box with an aspect in [low, high]."""
+    height, width = canvas
+    h, w = min(height, round(width / low)), min(width, round(height * high))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def centre_boxes(count, canvas, image_size):
+    """[count, 4] the largest centred box of the wanted aspect: resize, then crop."""
+    scale = min(have / want for have, want in zip(canvas, image_size, strict=True))
+    sides = [want * scale for want in image_size]
+    starts = [(have - side) / 2 for have, side in zip(canvas, sides, strict=True)]
+    return jnp.tile(jnp.array([[*starts, *sides]], jnp.float32), (count, 1))
+
+
+def prepare(batch, draws, spec: Spec) -> dict:
+    """Opens every stage's loss: from here on `image` is float32 and normalised.
+
+    An image that arrives in floating point counts as cropped, flipped and normalised
+    already, and a `target` that arrives as mixed already. What `draws` lacks is not
+    done.
+
+    Args:
+        batch: `image` [B, H, W, C] uint8 canvas (or float), perhaps `crop`, `label`.
+        draws: of `draw`, or the very numbers that a reference used.
+        spec: the sizes and numbers to use.
+    Returns:
+        The batch with `image` [B, *image_size, C] and, given labels and classes, the
+        smoothed and mixed `target` [B, K].
+    """
+    batch = dict(batch)
+    image, box = batch["image"], batch.pop("crop", draws.get("crop"))
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        image = normalise(frame(image, box, draws.get("flip"), spec), spec)
+    image = image.astype(jnp.float32)
+    if "target" not in batch and "label" in batch and spec.classes:
+        target = mixup.smooth_one_hot(batch["label"], spec.classes, spec.smoothing)
+        if "mix_lam" in draws:
+            image, target = mixup.mix(image, target, draws)
+        batch["target"] = target
+    return {**batch, "image": image}
+
+
+def frame(image, boxes, flip, spec):
+    """[B, *image_size, C] float32 in 0..255, cropped, resized and flipped."""
+    canvas = image.shape[1:3]
+    image = image.astype(jnp.float32)
+    if boxes is None and canvas != spec.image_size:
+        boxes = centre_boxes(len(image), canvas, spec.image_size)
+    if boxes is not None:
+        image = resize.crop_resize(image, boxes, spec.image_size)
+        image = jnp.clip(image, 0, 255)  # Bicubic overshoots; a decoded pixel cannot.
+    if flip is not None:
+        image = jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
+    return image
+
+
+def normalise(image, spec):
+    channels = image.shape[-1]
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"config.data.{name}={tuple(values)} has {len(values)} values for "
+                f"pictures of {channels} channels; give one each, or one for all."
+            )
+    mean, std = (jnp.array(each, jnp.float32) for each in (spec.mean, spec.std))
+    return (image / 255 - mean[None, None, None]) / std[None, None, None]

@@ -1,0 +1,147 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Generic distillation: the student's decoder predicts the teacher's (G2SD)."""
+
+import jax.numpy as jnp
+
+from g2sd_jax import checkpoint, core
+from g2sd_jax.losses import distill
+from g2sd_jax.models import layers, mae, vit
+from g2sd_jax.ops import augment, patches
+from g2sd_jax.tasks import reconstruction
+
+TOKENS = ("all", "masked", "visible")
+
+
+def build(config) -> core.Stage:
+    """Match the hidden features of the teacher's decoder on the same masked images."""
+    weights = config.distill
+    core.one_of("config.distill.tokens", weights.tokens, TOKENS)
+    machine = layers.machine(config)
+    whole = mae.autoencoder(config.teacher.model, **machine)
+    _check(config, whole)
+    relations = weights.relation > 0
+    teacher = whole.clone(
+        dec_depth=weights.teacher_block if weights.feature else 0,
+        norm=weights.feature > 0,
+        pixel_head=False,
+        relations=relations,
+    )
+    student = mae.autoencoder(config.model, **machine).clone(
+        pixel_head=False,
+        feature_width=whole.dec_width if weights.feature else 0,
+        encoder_feature_width=whole.width if weights.encoder_feature else 0,
+        relations=relations,
+    )
+    if not weights.feature:
+        student = student.clone(dec_depth=0)
+    spec = augment.spec(config, train=True)
+
+    def init(key, batch):
+        return mae.init(student, key)
+
+    def draw(key, batch):
+        return reconstruction.draw(key, batch, config)
+
+    def loss(params, model_state, frozen, batch, draws, step):
+        image = augment.prepare(batch, draws, spec)["image"]
+        masking = patches.mask(draws["noise"], config.mask_ratio)  # Seen by both.
+        seen = teacher.apply(frozen, image, masking)
+        out = student.apply({"params": params}, image, masking)
+        terms = {}
+        if weights.feature:
+            # The target is standardised over channels, without scale or bias, so that
+            # one beta means the same for every teacher width and block.
+            terms["feature"] = weights.feature * distill.feature_loss(
+                out.feature,
+                layers.standardise(seen.decoder),
+                beta=weights.beta,
+                supervised=supervised(masking, weights.tokens),
+            )
+        if weights.encoder_feature:
+            target = layers.standardise(seen.prenorm)
+            terms["encoder_feature"] = weights.encoder_feature * distill.feature_loss(
+                out.encoder_feature, target, beta=weights.beta
+            )
+        if relations:
+            terms["relation"] = weights.relation * distill.relation_loss(
+                out.qkv, seen.qkv, groups=weights.relation_groups
+            )
+        return core.total(terms, model_state)
+
+    def frozen():
+        return checkpoint.load_variables(
+            config.teacher.checkpoint,
+            lambda key: mae.init(whole, key),
+            grid=vit.grid(config.teacher.model),
+            check=lambda found: check_teacher(found, config.teacher.target),
+            dropped=(r"(encoder|decoder)feature_pred\..*",),
+        )
+
+    def probe(frozen, batch):
+        target = config.teacher.target
+        error = reconstruction.measure(whole, frozen, batch, config, target)
+        return {"teacher/reconstruction_error": error}
+
+    return core.Stage(
+        init,
+        draw,
+        loss,
+        frozen,
+        probe,
+        trim=lambda variables: mae.trim(variables, teacher),
+        describe=mae.describe(config),
+    )
+
+
+def supervised(masking: patches.Masking, tokens: str):
+    """[B, 1 + N] 1 for the tokens that count, class token first; None for all."""
+    if tokens == "all":
+        return None
+    counted = masking.removed if tokens == "masked" else 1 - masking.removed
+    return jnp.pad(counted, ((0, 0), (1, 0)))
+
+
+def check_teacher(weights: checkpoint.Weights, target: str) -> None:
+    """Refuses a file without decoder: its features would be those of random weights."""
+    if not weights.has_decoder:
+        raise ValueError(
+            f"config.teacher.checkpoint={weights.source!r} holds {weights.summary()}. "
+            "Generic distillation needs the teacher's decoder: use the workdir of a "
+            "pretrain run or a full file such as mae_pretrain_vit_base_full.pth "
+            "converted to safetensors; encoder-only and fine-tuned files will not do."
+        )
+    trained = weights.describe.get("target", target)
+    if trained != target:
+        raise ValueError(
+            f"config.teacher.target={target!r}, but {weights.source!r} was trained on "
+            f"{trained} pixels; set --config.teacher.target={trained}."
+        )
+
+
+def _check(config, whole: mae.Mae) -> None:
+    weights = config.distill
+    if not 1 <= weights.teacher_block <= whole.dec_depth:
+        raise ValueError(
+            f"config.distill.teacher_block={weights.teacher_block} is not a block of "
+            f"the teacher's decoder; choose 1 to {whole.dec_depth}."
+        )
+    if not weights.feature and not weights.encoder_feature and not weights.relation:
+        raise ValueError(
+            "config.distill has no term left: feature, encoder_feature and relation "
+            "are all 0; give one a weight."
+        )
+    student = vit.size(config.model)
+    groups = weights.relation_groups
+    if weights.relation and (student.width % groups or whole.width % groups):
+        raise ValueError(
+            f"config.distill.relation_groups={groups} must divide both widths, "
+            f"{student.width} and {whole.width}."
+        )
+    if vit.grid(config.model) != whole.grid:
+        raise ValueError(
+            f"config.model has a {vit.grid(config.model)} grid of patches, "
+            f"config.teacher.model {whole.grid}; both must see the same patches: make "
+            "image_size and patch agree."
+        )
+    patches.check_mask_ratio(config.mask_ratio, whole.grid[0] * whole.grid[1])

@@ -1,0 +1,39 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Masked autoencoder pre-training (MAE, arXiv 2111.06377)."""
+
+from g2sd_jax import checkpoint, core
+from g2sd_jax.losses import masked
+from g2sd_jax.models import layers, mae, vit
+from g2sd_jax.ops import augment, patches
+from g2sd_jax.tasks import reconstruction
+
+
+def build(config) -> core.Stage:
+    """Predict the pixels of the patches that were removed."""
+    model = mae.autoencoder(config.model, **layers.machine(config))
+    patches.check_mask_ratio(config.mask_ratio, model.grid[0] * model.grid[1])
+    spec = augment.spec(config, train=True)
+
+    def init(key, batch):
+        return mae.init(model, key)
+
+    def draw(key, batch):
+        return reconstruction.draw(key, batch, config)
+
+    def loss(params, model_state, frozen, batch, draws, step):
+        image = augment.prepare(batch, draws, spec)["image"]
+        masking = patches.mask(draws["noise"], config.mask_ratio)
+        out = model.apply({"params": params}, image, masking)
+        target = reconstruction.pixels(image, model.patch, config.target)
+        pixel = masked.masked_pixel_loss(out.pixels, target, masking.removed)
+        return core.total({"pixel": pixel}, model_state)
+
+    def warm_start(variables):
+        if not config.init_from:
+            return variables
+        weights = checkpoint.read(config.init_from, "config.init_from")
+        return checkpoint.graft(variables, weights, grid=vit.grid(config.model))
+
+    describe = dict(mae.describe(config), target=config.target)
+    return core.Stage(init, draw, loss, warm_start=warm_start, describe=describe)

@@ -1,0 +1,96 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""One training step as a pure function: draws, gradient, update."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from g2sd_jax import core
+
+
+def new_state(variables: dict, tx) -> core.TrainState:
+    """Step 0 of `variables`."""
+    model_state = {key: value for key, value in variables.items() if key != "params"}
+    return core.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        model_state=model_state,
+        opt_state=tx.init(variables["params"]),
+    )
+
+
+def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
+    """(state, frozen, batch, root) -> (state, metrics), to be jitted.
+
+    The order is part of the contract: draws for the whole batch, then micro-batches,
+    their mean gradient, clipping, the update; a step that is not finite changes nothing
+    but `step`.
+    """
+
+    gradient = jax.value_and_grad(stage.loss, has_aux=True)
+
+    def step(state, frozen, batch, root):
+        draws = stage.draw(jax.random.fold_in(root, state.step), batch)
+
+        def part(batch, draws):
+            given = state.model_state, frozen, batch, draws, state.step
+            (_, aux), grads = gradient(state.params, *given)
+            return aux, grads
+
+        (model_state, told), grads = mean_over(part, batch, draws, parts)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(told["loss"]) & jnp.isfinite(norm)
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, step=state.step
+        )
+        params = optax.apply_updates(state.params, updates)
+        kept = lambda new, old: jnp.where(finite, new, old)
+        new = (params, model_state, opt_state)
+        old = (state.params, state.model_state, state.opt_state)
+        state = core.TrainState(state.step + 1, *jax.tree.map(kept, new, old))
+        told |= {"grad_norm": norm, "lr": rate(state.step - 1), "finite": finite}
+        return state, told
+
+    return step
+
+
+def mean_over(part: Callable, batch, draws, parts: int):
+    """The mean of `part(batch, draws)` over micro-batches, one after the other."""
+    if parts == 1:
+        return part(batch, draws)
+    shared = {key: value for key, value in draws.items() if not value.ndim}
+    each = {key: value for key, value in draws.items() if value.ndim}
+    split = jax.tree.map(lambda array: split_batch(array, parts), (batch, each))
+
+    def one(micro):
+        return part(micro[0], {**micro[1], **shared})
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, one(micro)), None
+
+    shapes = jax.eval_shape(
+        lambda micros: one(jax.tree.map(lambda x: x[0], micros)), split
+    )
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, split)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def split_batch(array, parts: int):
+    """[B, ...] -> [parts, B / parts, ...], without moving rows between devices.
+
+    Mixing pairs row r with row B - 1 - r. Each micro-batch is closed under that, in an
+    order in which the reversed micro-batch holds the same partners; so mixing after the
+    split equals mixing before it.
+    """
+    count = len(array)
+    if count % (2 * parts):  # Nothing can be mixed in an odd micro-batch anyway.
+        return array.reshape(count // parts, parts, *array.shape[1:]).swapaxes(0, 1)
+    columns = [[part, 2 * parts - 1 - part] for part in range(parts)]
+    rows = array.reshape(count // (2 * parts), 2 * parts, *array.shape[1:])
+    rows = rows[:, np.array(columns)].swapaxes(0, 1)  # [parts, B / 2 parts, 2, ...]
+    return rows.reshape(parts, count // parts, *array.shape[1:])

@@ -1,0 +1,130 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Naming what a picture shows: shared by fine-tuning and specific distillation."""
+
+import functools
+
+import jax
+import numpy as np
+
+from g2sd_jax import checkpoint, core
+from g2sd_jax.data import order, source
+from g2sd_jax.losses import cross_entropy
+from g2sd_jax.models import layers, vit
+from g2sd_jax.ops import augment
+
+# Of a pre-training file, a classifier has no use for these.
+PRETRAINING = (
+    r"decoder_.*",
+    "mask_token",
+    r"(encoder|decoder)feature_pred\..*",
+    r"aligned_feature_projection_heads\..*",
+)
+
+
+def build(config) -> core.Task:
+    """The classification `Task` of `config.model` and `config.data.classes`."""
+    if config.data.classes < 1:
+        raise ValueError(
+            f"config.data.classes={config.data.classes}: a classifier needs the number "
+            "of classes of its data."
+        )
+    model = vit.classifier(config.model, config.data.classes, **layers.machine(config))
+    spec = augment.spec(config, train=True)
+    plain = augment.spec(config, train=False)
+
+    def init(key, batch):
+        return vit.init(model, key)
+
+    def draw(key, batch):
+        keys = core.stream_keys(key, "augment", "drop_path")
+        draws = augment.draw(keys["augment"], batch, spec)
+        if model.drop_path:
+            shape = (len(batch["image"]), model.depth, 2)
+            draws["drop_path"] = jax.random.uniform(keys["drop_path"], shape)
+        return draws
+
+    def forward(variables, batch, draws):
+        noise = draws.get("drop_path")
+        return model.apply(variables, batch["image"], noise), {}
+
+    def terms(outputs, batch):
+        return {"xent": cross_entropy.soft(outputs.logits, batch["target"])}
+
+    def predict(variables, frozen, batch):
+        batch = augment.prepare(batch, {}, plain)
+        outputs = model.apply(variables, batch["image"])
+        return {"logits": vit.read(outputs, config.model.readout)}
+
+    return core.Task(
+        init=init,
+        draw=draw,
+        forward=forward,
+        terms=terms,
+        augment=lambda batch, draws: augment.prepare(batch, draws, spec),
+        evaluators={"eval": top1(predict, eval_batches(config))},
+        warm_start=lambda variables: warm_start(variables, config, model),
+        describe=vit.describe(config),
+    )
+
+
+def warm_start(variables, config, model: vit.Vit):
+    """Grafts a pre-trained encoder; the heads stay as drawn, as published."""
+    if not config.init_from:
+        return variables
+    weights = checkpoint.read(config.init_from, "config.init_from")
+    unused = r"norm\..*" if model.pool == "avg" else r"fc_norm\..*"
+    fresh = [r"head\..*", r"head_dist\..*", "dist_token"]
+    if model.pool == "avg" and "fc_norm.weight" not in weights.arrays:
+        fresh.append(r"fc_norm\..*")
+    return checkpoint.graft(
+        variables,
+        weights,
+        grid=vit.grid(config.model),
+        fresh=fresh,
+        dropped=(*PRETRAINING, unused),
+    )
+
+
+def eval_batches(config):
+    """() -> batches of the evaluation split, which is loaded once, when first asked."""
+
+    @functools.cache
+    def dataset():
+        return source.load(config, config.data.eval_split, evaluate=True)
+
+    def batches():
+        hosts = jax.process_index(), jax.process_count()
+        return order.eval_batches(dataset(), config.batch, *hosts)
+
+    return batches
+
+
+def top1(predict, batches) -> core.Evaluator:
+    """Counts of right first, and right among the first five, answers."""
+
+    def start():
+        return dict(top1=np.int64(0), top5=np.int64(0), count=np.int64(0))
+
+    def update(state, outputs, examples):
+        labels = np.array([example["label"] for example in examples], np.int64)
+        logits = outputs["logits"][: len(labels)]
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+        right = best == labels[:, None]
+        return dict(
+            top1=state["top1"] + right[:, :1].sum(),
+            top5=state["top5"] + right.sum(),
+            count=state["count"] + len(labels),
+        )
+
+    def merge(states):
+        return {key: sum(state[key] for state in states) for key in start()}
+
+    def finish(state):
+        return {
+            "top1": 100.0 * float(state["top1"] / state["count"]),
+            "top5": 100.0 * float(state["top5"] / state["count"]),
+            "count": int(state["count"]),
+        }
+
+    return core.Evaluator(batches, predict, start, update, merge, finish)

@@ -1,0 +1,67 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Per-pixel confusion counts over label maps of any size, and the scores they give."""
+
+import numpy as np
+from PIL import Image
+
+from g2sd_jax import core
+
+IGNORED = 255
+
+
+def counts(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """[C, C] pixels by true class (row) and predicted class (column).
+
+    Args:
+        predicted: [H, W] class ids.
+        truth: [H, W] class ids; `IGNORED` does not count.
+        classes: C.
+    """
+    known = truth != IGNORED
+    pairs = truth[known].astype(np.int64) * classes + predicted[known]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def evaluator(predict, batches, classes: int) -> core.Evaluator:
+    """mIoU, mAcc and aAcc against each example's own label map, at its own size.
+
+    Args:
+        predict: (variables, frozen, batch) -> {"label_map": [B, h, w]}, at one size.
+        batches: as `core.Evaluator` has it; examples hold `label_map` [H, W].
+        classes: C.
+    """
+
+    def start():
+        return dict(confusion=np.zeros((classes, classes), np.int64))
+
+    def update(state, outputs, examples):
+        confusion = state["confusion"].copy()
+        # An example padding the batch has no original, so it is never reached.
+        for predicted, example in zip(outputs["label_map"], examples, strict=False):
+            truth = example["label_map"]
+            image = Image.fromarray(predicted.astype(np.uint8))
+            size = truth.shape[::-1]
+            resized = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+            confusion += counts(resized, truth, classes)
+        return dict(confusion=confusion)
+
+    def merge(states):
+        return dict(confusion=sum(state["confusion"] for state in states))
+
+    def finish(state):
+        return scores(state["confusion"])
+
+    return core.Evaluator(batches, predict, start, update, merge, finish)
+
+
+def scores(confusion: np.ndarray) -> dict:
+    """Percentages over the classes that occur (in the truth or in the prediction)."""
+    hit = np.diag(confusion).astype(np.float64)
+    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    union = truth + predicted - hit
+    return {
+        "mIoU": 100.0 * float(np.mean(hit[union > 0] / union[union > 0])),
+        "mAcc": 100.0 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
+        "aAcc": 100.0 * float(hit.sum() / max(confusion.sum(), 1)),
+    }

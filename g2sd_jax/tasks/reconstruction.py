@@ -1,0 +1,51 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Seeing a part of an image and guessing the rest: what the masked stages share."""
+
+import jax
+
+from g2sd_jax import core
+from g2sd_jax.losses import masked
+from g2sd_jax.models import vit
+from g2sd_jax.ops import augment, patches
+
+
+def draw(key, batch, config) -> dict:
+    """Mask noise [B, N] float32 and the augmentation's draws."""
+    rows, columns = vit.grid(config.model)
+    keys = core.stream_keys(key, "mask", "augment")
+    # Float32 always: in bfloat16 two patches would often draw the same number.
+    noise = jax.random.uniform(keys["mask"], (len(batch["image"]), rows * columns))
+    spec = augment.spec(config, train=True)
+    return {"noise": noise, **augment.draw(keys["augment"], batch, spec)}
+
+
+def pixels(image, patch: int, target: str):
+    """[B, N, P] what an autoencoder is asked for: normalised or raw patches.
+
+    Args:
+        image: [B, H, W, C] normalised by the data set's mean and std.
+        patch: side in pixels.
+        target: normalised (each patch by its own mean and variance) or raw.
+    """
+    core.one_of("config.target", target, ("normalised", "raw"))
+    target_patches = patches.patchify(image, patch)
+    if target == "normalised":
+        target_patches = masked.normalise_patches(target_patches)
+    return target_patches
+
+
+def measure(model, variables, batch, config, target: str):
+    """The reconstruction error of a whole autoencoder on one batch, un-augmented.
+
+    Around 1 for normalised patches is what a decoder that knows nothing reaches.
+    """
+    spec = augment.spec(config, train=False)
+    image = augment.prepare(batch, {}, spec)["image"]
+    noise = jax.random.uniform(
+        jax.random.key(config.seed), (len(image), model.grid[0] * model.grid[1])
+    )
+    masking = patches.mask(noise, config.mask_ratio)
+    out = model.apply(variables, image, masking)
+    truth = pixels(image, model.patch, target)
+    return masked.masked_pixel_loss(out.pixels, truth, masking.removed)

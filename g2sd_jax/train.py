@@ -1,0 +1,227 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one training loop: any stage, from its config to its last checkpoint."""
+
+import json
+import os
+from collections.abc import Callable
+
+import jax
+from absl import logging
+
+from g2sd_jax import checkpoint, core, metrics, optim, parallel, stages
+from g2sd_jax import step as stepping
+from g2sd_jax import workdir as folder
+from g2sd_jax.data import order, source
+from g2sd_jax.models import layers
+from g2sd_jax.weights import torch_names
+
+DONE = "DONE"
+
+
+def run(config, workdir: str) -> dict:
+    """Trains the stage of `config` in `workdir`, resuming what is there.
+
+    Returns:
+        The final metrics, which `workdir/DONE` holds as well; at once if it exists.
+    """
+    folder.claim(config, workdir)
+    done = os.path.join(workdir, DONE)
+    if os.path.exists(done):
+        logging.info("%s is done", workdir)
+        with open(done) as file:
+            return json.load(file)
+    folder.cache_programs(config, workdir)
+
+    # The machine, and the stage that is to run on it.
+    mesh = parallel.make_mesh(config.mesh)
+    parallel.check_batch(config, mesh)
+    per_epoch, total = steps(config)
+    stage = stages.build(config)
+
+    # Data: batch s is a function of (seed, s), so only the schema is needed for now.
+    dataset = source.load(config, config.data.train_split)
+    hosts = jax.process_index(), jax.process_count()
+    main = jax.process_index() == 0
+    example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
+    describe = dict(stage.describe, stage=config.stage, class_names=dataset.classes)
+
+    # State: shapes before arrays, then born in the right place.
+    root = jax.random.key(config.seed)
+    keys = core.stream_keys(root, "init", "step")
+    shapes = jax.eval_shape(stage.init, keys["init"], example)
+    names = torch_names.names(shapes["params"])
+    rate = optim.learning_rate(config.optim, per_epoch, total)
+    tx = optim.build(config.optim, names, rate)
+    refuse_accumulation(config, shapes)
+    create = lambda variables: stepping.new_state(variables, tx)
+    abstract = jax.eval_shape(create, shapes)
+    where = parallel.shardings(abstract, mesh)
+
+    # Where do the weights come from? In this order:
+    # 1. this run's own latest checkpoint, if it was interrupted;
+    # 2. an earlier stage, through stage.warm_start;
+    # 3. the initialiser.
+    saved = checkpoint.Manager(workdir, keep=config.checkpoint.keep)
+    if saved.latest() is not None:
+        placed = jax.tree.map(_placed_shape, abstract, where)
+        state = saved.restore(placed)
+        logging.info("restored step %d", int(state.step))
+    else:
+        homes = parallel.shardings(shapes, mesh)
+        init = jax.jit(stage.init, out_shardings=homes)
+        variables = stage.warm_start(init(keys["init"], example))
+        variables = parallel.place(variables, homes)
+        state = jax.jit(create, out_shardings=where)(variables)
+    frozen = frozen_variables(stage, config, example, mesh)
+
+    # Steps.
+    step = jax.jit(
+        stepping.train_step(stage, tx, rate, config.accumulate),
+        donate_argnums=0,
+        out_shardings=(where, None),
+    )
+    start = int(state.step)
+    key = parallel.place(keys["step"], parallel.replicated(mesh))
+    writer = metrics.Writer(workdir, config, start, total, main)
+    clock, late = metrics.Clock(config.batch), metrics.Late()
+    watch = Watch(config, writer, clock)
+    judge = evaluation(stage, mesh, writer, clock)
+    eval_every = max(1, round(config.eval_epochs * per_epoch))
+    batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
+    batches = (parallel.to_global(batch, mesh) for batch in batches)
+    try:
+        with jax.transfer_guard("disallow"):
+            for number, batch in zip(
+                range(start + 1, total + 1), clock.watch(batches), strict=False
+            ):
+                state, told = step(state, frozen, batch, key)
+                watch(late.swap(number, told))
+                if number == total or number % config.checkpoint.every == 0:
+                    watch(late.last())  # Never save a step nobody looked at.
+                    with clock.paused():
+                        saved.save(number, state, describe)
+                if number % eval_every == 0 and number < total:
+                    judge(number, state.variables, frozen)
+            final = {"step": total, **watch.told}
+            final |= judge(total, state.variables, frozen)
+    finally:
+        saved.close()
+        writer.close()
+    if main:
+        folder.write_json(done, final)
+    return final
+
+
+def steps(config) -> tuple[int, int]:
+    """Steps per epoch and in all; refuses an epoch shorter than one batch."""
+    per_epoch = config.data.train_examples // config.batch
+    if not per_epoch:
+        raise ValueError(
+            f"config.data.train_examples={config.data.train_examples} is less than one "
+            f"config.batch={config.batch}, so no step would ever be made; use a batch "
+            f"of at most {config.data.train_examples}."
+        )
+    total = config.total_steps
+    if total is None:
+        total = round(config.total_epochs * per_epoch)
+    if total < 1:
+        raise ValueError(
+            f"config.total_epochs={config.total_epochs} (config.total_steps="
+            f"{config.total_steps}) makes {total} steps; ask for at least one."
+        )
+    return per_epoch, total
+
+
+def refuse_accumulation(config, shapes) -> None:
+    """Batch statistics of a micro-batch are not those of the batch."""
+    kept = sorted(key for key in shapes if key != "params")
+    if config.accumulate > 1 and kept:
+        raise ValueError(
+            f"config.accumulate={config.accumulate}: stage {config.stage} keeps "
+            f"{', '.join(kept)} of the whole batch, which micro-batches would change; "
+            "use config.accumulate=1 on more devices, or config.remat=full."
+        )
+
+
+def frozen_variables(stage: core.Stage, config, example, mesh):
+    """What never changes: loaded whole, measured, then only what the loss needs."""
+    frozen = stage.frozen()
+    if not frozen:
+        return {}
+    batch = parallel.to_global(example, mesh)
+    # Measured from the host's copy: the part that is not needed is never placed twice.
+    found = jax.device_get(jax.jit(stage.probe)(frozen, batch))
+    for name, value in found.items():
+        logging.info("%s: %.4g (measured before step 0)", name, float(value))
+        print(f"{name}: {float(value):.4g} (measured before step 0)", flush=True)
+    dtype = layers.machine(config)["dtype"]
+    frozen = parallel.cast(stage.trim(frozen), dtype)
+    return parallel.place(frozen, parallel.shardings(frozen, mesh))
+
+
+class Watch:
+    """Looks at each step's metrics, one step late: logs them, and acts on a bad one."""
+
+    def __init__(self, config, writer: metrics.Writer, clock: metrics.Clock):
+        self._policy = core.one_of(
+            "config.nonfinite.policy", config.nonfinite.policy, ("stop", "skip")
+        )
+        self._bound, self._every = config.nonfinite.bound, config.log_every
+        self._writer, self._clock = writer, clock
+        self._skipped = 0
+        self.told = {}
+
+    def __call__(self, reported):
+        if reported is None:
+            return
+        step, told = reported
+        self._judge(step, told)
+        self.told = told
+        if step % self._every == 0:
+            self._writer.write(step, {**told, **self._clock.read()})
+
+    def _judge(self, step, told):
+        if told.pop("finite"):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        said = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+        if self._policy == "stop" or self._skipped > self._bound:
+            raise FloatingPointError(
+                f"step {step} is not finite ({said}); {self._skipped} in a row. The "
+                "parameters are those of the step before. Lower config.optim.lr, set "
+                "config.optim.clip, or config.nonfinite.policy=skip."
+            )
+        logging.warning("step %d is not finite (%s): not applied", step, said)
+
+
+def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
+    """(step, variables, frozen) -> metrics of every evaluator, logged."""
+    predicts = {
+        name: jax.jit(evaluator.predict) for name, evaluator in stage.evaluators.items()
+    }
+
+    def judge(step, variables, frozen) -> dict:
+        found = {}
+        with clock.paused():
+            for name, evaluator in stage.evaluators.items():
+                state = evaluator.start()
+                for batch, examples in evaluator.batches():
+                    batch = parallel.to_global(batch, mesh)
+                    outputs = predicts[name](variables, frozen, batch)
+                    state = evaluator.update(
+                        state, parallel.to_local(outputs), examples
+                    )
+                state = evaluator.merge(parallel.gather_states(state))
+                scores = evaluator.finish(state)
+                found |= {f"{name}/{key}": value for key, value in scores.items()}
+            if found:
+                writer.write(step, found)
+        return found
+
+    return judge
+
+
+def _placed_shape(shape, sharding):
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

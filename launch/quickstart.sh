@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+# The whole method on scikit-learn's digits, on a CPU. Start it again to continue it.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+environment
+g2sd chain --config=chains/digits --workdir=runs/digits "$@"
+
+grep '^|' runs/digits/report.md
+echo "the whole report: $PWD/runs/digits/report.md"

@@ -1,0 +1,38 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the golden files: numbers of the authors' PyTorch code to agree with."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+TESTS = pathlib.Path(__file__).resolve().parent
+FOLDERS = {
+    "classification": "",
+    "segmentation": "segmentation",
+    "detection": "detection",
+}
+
+
+def root() -> pathlib.Path:
+    """$G2SD_GOLDEN_DIR, else the whole set beside the repository, else our part."""
+    if "G2SD_GOLDEN_DIR" in os.environ:
+        return pathlib.Path(os.environ["G2SD_GOLDEN_DIR"])
+    beside = TESTS.parents[1] / "shared" / "golden"
+    return beside if beside.is_dir() else TESTS / "golden"
+
+
+def path(name: str, folder: str = "classification") -> pathlib.Path:
+    """A golden file, or a skip of the test that asks for it."""
+    found = root() / FOLDERS[folder] / name
+    if not found.is_file():
+        pytest.skip(f"no golden file {found}; set G2SD_GOLDEN_DIR to a folder with it")
+    return found
+
+
+def load(stem: str, folder: str = "classification") -> dict[str, np.ndarray]:
+    """The arrays of `stem.npz` by key."""
+    with np.load(path(f"{stem}.npz", folder), allow_pickle=False) as file:
+        return dict(file)

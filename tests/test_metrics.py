@@ -1,0 +1,181 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+import io
+import json
+import sys
+import types
+
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from g2sd_jax import metrics
+
+
+def config(**changes):
+    return ml_collections.ConfigDict(dict(batch=4, progress=False, wandb="") | changes)
+
+
+def rows(folder):
+    return metrics.read_lines(folder / "metrics.jsonl")
+
+
+def test_lines_are_on_disk_after_each_write(tmp_path):
+    writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+    writer.write(1, {"loss": 0.5})
+    assert rows(tmp_path) == [{"step": 1, "loss": 0.5}]
+    writer.write(2, {"loss": float("nan"), "lr": 0.1})
+    assert rows(tmp_path)[1] == {"step": 2, "loss": None, "lr": 0.1}
+    writer.close()
+
+
+def test_a_resume_drops_what_it_will_repeat(tmp_path):
+    writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+    for step in (2, 4, 6):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # Killed in the middle of a line.
+    writer = metrics.Writer(tmp_path, config(), 4, 10, main=True)
+    writer.write(6, {"loss": 7.0})
+    writer.close()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
+        (2, 2.0),
+        (4, 4.0),
+        (6, 7.0),
+    ]
+
+
+def test_a_start_from_nothing_keeps_nothing(tmp_path):
+    for _ in range(2):
+        writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+        writer.write(0, {"probe/error": 1.0})
+        writer.close()
+    assert len(rows(tmp_path)) == 1
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+    writer.write(1, {"loss/xent": 0.5})
+    writer.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss/xent" in file.read_bytes()
+
+
+def test_without_tensorboardx_one_line_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    assert "tensorboardX is not installed" in capsys.readouterr().out
+    assert len(rows(tmp_path)) == 1
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+    settings = config(progress=True, wandb="project")
+    writer = metrics.Writer(tmp_path, settings, 0, 10, main=False)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_wandb_is_named_when_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"config.wandb='mine'.*pip install"):
+        metrics.Writer(tmp_path, config(wandb="mine"), 0, 10, main=True)
+
+
+def test_wandb_is_told_project_and_steps(tmp_path, monkeypatch):
+    told = []
+    run = types.SimpleNamespace(
+        log=lambda scalars, step: told.append((step, scalars)),
+        finish=lambda: told.append("finish"),
+    )
+    fake = types.SimpleNamespace(init=lambda **kw: told.append(kw["project"]) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writer = metrics.Writer(tmp_path, config(wandb="mine"), 0, 10, main=True)
+    writer.write(3, {"loss": 0.5})
+    writer.close()
+    assert told == ["mine", (3, {"loss": 0.5}), "finish"]
+
+
+def test_plain_lines_off_a_terminal():
+    stream = io.StringIO()
+    display = metrics.Display(0, 100, stream)
+    display.write(50, {"loss": 0.123456, "images_per_sec": 1234.5})
+    display.close()
+    line = stream.getvalue()
+    assert line.startswith("step 50/100  loss 0.1235  images_per_sec 1234  eta 00:0")
+    assert line.count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal():
+    stream = Terminal()
+    display = metrics.Display(10, 100, stream)
+    display.write(50, {"loss": 0.5, "images_per_sec": 800.0})
+    display.write(50, {"val/top1": 97.5})
+    display.close()
+    assert "50/100" in stream.getvalue()
+    assert "step 50  val/top1 97.5" in stream.getvalue()
+
+
+def test_progress_false_is_silent(tmp_path, capsys):
+    writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_late_hands_back_the_step_before():
+    late = metrics.Late()
+    first, second = jnp.float32(0.5), jnp.float32(0.25)
+    assert late.last() is None
+    assert late.swap(1, {"loss": first}) is None
+    step, scalars = late.swap(2, {"loss": second})
+    assert (step, scalars) == (1, {"loss": 0.5})
+    assert type(scalars["loss"]) is float
+    assert late.last() == (2, {"loss": 0.25})
+    assert late.last() is None
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_clock_splits_an_interval():
+    now = Time()
+    clock = metrics.Clock(batch=8, now=now)
+
+    def batches():
+        for _ in range(4):
+            now.now += 0.25  # The input takes this long,
+            yield {}
+
+    for _ in clock.watch(batches()):
+        now.now += 0.75  # the step that, and in between something else is done.
+        with clock.paused():
+            now.now += 5.0
+    read = clock.read()
+    assert read == {"images_per_sec": 8.0, "step_ms": 1000.0, "input_wait": 0.25}
+    assert clock.read() == {}
+
+
+def test_jsonl_is_json_for_every_reader(tmp_path):
+    writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)
+    writer.write(1, {"loss": float("inf")})
+    writer.close()
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"step": 1, "loss": None}

@@ -1,0 +1,170 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+import argparse
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from g2sd_jax import recipes
+
+RECIPE = """
+from configs import common
+from ml_collections import ConfigDict
+
+def get_config(text=""):
+    args = common.arguments(text, student="s16")
+    config = common.base()
+    config.stage = "probe"
+    config.student = args.student
+    config.total_steps = args.steps or None
+    config.names = ()
+    config.model = common.vit(args.student)
+    return config
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_a_path_with_arguments(recipe):
+    config = recipes.load(f"{recipe}:student=ti16,smoke,steps=7")
+    assert (config.student, config.total_steps) == ("ti16", 7)
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.lerning_rate = 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "held"),
+    [
+        ("optim.lr", "1e-3", 1e-3),
+        ("optim.lr", 1, 1.0),
+        ("batch", "64", 64),
+        ("batch", 64, 64),
+        ("progress", "false", False),
+        ("progress", True, True),
+        ("data.path", "2024", "2024"),
+        ("data.path", "true", "true"),
+        ("data.mean", "0.5,1,0.5", (0.5, 1.0, 0.5)),
+        ("data.mean", [0.5, 0.5, 0.5], (0.5, 0.5, 0.5)),
+        ("model.image_size", "(32, 48)", (32, 48)),
+        ("names", "('a', 'b')", ("a", "b")),
+        ("total_steps", "None", None),
+        ("total_steps", "12", 12),
+        ("cache_dir", "None", None),
+        ("cache_dir", "/tmp/cache", "/tmp/cache"),
+    ],
+)
+def test_overrides_take_the_type_of_the_key(recipe, key, given, held):
+    config = recipes.load(f"{recipe}:steps=3", {key: given})
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    assert value == held
+    assert type(value) is type(held)
+
+
+def test_overrides_may_be_nested(recipe):
+    config = recipes.load(recipe, {"optim": {"wd": 0.1}, "mesh.fsdp": 2})
+    assert (config.optim.wd, config.mesh.fsdp) == (0.1, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "told"),
+    [
+        ("batch", "many", r"config\.batch='many' is not an integer such as 4096"),
+        ("batch", 1.5, r"config\.batch=1\.5 is not an integer"),
+        ("batch", True, r"config\.batch=True is not an integer"),
+        ("batch", None, r"config\.batch=None is not an integer"),
+        ("batch", "1e3", r"config\.batch='1e3' is not an integer"),
+        (
+            "optim.lr",
+            "fast",
+            r"config\.optim\.lr='fast' is not a number such as 0\.002",
+        ),
+        ("optim.lr", None, r"config\.optim\.lr=None is not a number"),
+        ("progress", "maybe", r"config\.progress='maybe' is not true or false"),
+        ("progress", 1, r"config\.progress=1 is not true or false"),
+        ("data.path", 3, r"config\.data\.path=3 is not text"),
+        ("data.mean", "0.5", r"config\.data\.mean='0\.5' is not a tuple such as"),
+        ("data.mean", ("a",), r"config\.data\.mean=\('a',\) is not a tuple such as"),
+        ("total_steps", "x", r"config\.total_steps='x' is not an integer or None"),
+        ("optim.rl", 1, r"config\.optim\.rl is not a key.*did you mean config\.optim"),
+        ("lr", 1, r"config\.lr is not a key.*did you mean config\.optim\.lr\?"),
+        ("batch.size", 1, r"config\.batch\.size is not a key"),
+        ("qqqqqqqq", 1, r"config\.qqqqqqqq is not a key.*has .*batch.*optim"),
+        ("mesh", 1, r"config\.mesh is a group.*config\.mesh\.data, config\.mesh\.fsdp"),
+    ],
+)
+def test_a_wrong_override_names_key_value_and_way_out(recipe, key, given, told):
+    with pytest.raises(ValueError, match=told):
+        recipes.load(recipe, {key: given})
+
+
+def test_shipped_recipes_load_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "common" not in recipes.names()
+    for name in recipes.names():
+        assert isinstance(recipes.load(name), ml_collections.ConfigDict), name
+
+
+def test_a_configs_folder_of_the_user_does_not_hide_ours(tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "mine.py").write_text(RECIPE)
+    code = "from g2sd_jax import recipes; print(recipes.load('configs/mine.py').stage)"
+    command = [sys.executable, "-c", code]
+    path = {"PYTHONPATH": f"{tmp_path}:{recipes.ROOT}", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=path, capture_output=True, text=True
+    )
+    assert done.stdout == "probe\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import nothing_of_the_kind", "line 1: ModuleNotFoundError"),
+        ("\n\ndef get_config(", "line 3: SyntaxError"),
+        ("def get_config():\n    return config.x", "line 2: NameError"),
+        ("def get_config():\n    return dict(stage=1)", "returned a dict"),
+        ("config = 1", "must define get_config"),
+        (
+            "def get_config(text=''):\n    raise ValueError('sizes: s16')",
+            "^sizes: s16$",
+        ),
+    ],
+)
+def test_a_broken_recipe_is_a_value_error(tmp_path, text, told):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        recipes.load(str(path))
+
+
+def test_unknown_recipes_list_the_nearest(monkeypatch, recipe):
+    shipped = {"generic_distill": recipe, "chains/digits": recipe}
+    monkeypatch.setattr(recipes, "_shipped", lambda: shipped)
+    with pytest.raises(ValueError, match=r"generic_distil'.*did you mean generic_dist"):
+        recipes.load("generic_distil:student=s16")
+    with pytest.raises(ValueError, match=r"there\.py' is not a file.*chains/digits"):
+        recipes.load("not/there.py")
+    with pytest.raises(ValueError, match="did you mean student"):
+        recipes.load("generic_distill:studnet=s16")
+
+
+def test_parse_keeps_the_parsers_own_arguments(recipe):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir")
+    argv = [f"--config={recipe}", "--config.batch", "8", "--workdir=runs/a"]
+    args = recipes.parse(parser, [*argv, "--config.optim.wd=0.2"])
+    assert (args.workdir, args.config.batch, args.config.optim.wd) == ("runs/a", 8, 0.2)
+    with pytest.raises(ValueError, match=r"--config\.batch has no value"):
+        recipes.parse(argparse.ArgumentParser(), [argv[0], "--config.batch"])

@@ -99,12 +99,24 @@ def adamw(preset, **values):
     return optim
 
 
+def lars(preset, **values):
+    """LARS on half a cosine: momentum, a trust ratio per matrix, no moments."""
+    optim = adamw(preset, name="lars", wd=0.0)
+    for unused in ("b1", "b2", "eps"):
+        del optim[unused]
+    optim.momentum = 0.9
+    optim.trust_coefficient = 0.001
+    optim.update(values)
+    return optim
+
+
 def augment(**values):
     """Nothing random; a recipe names what it wants."""
     return ConfigDict(
         dict(
             crop_area=(),  # Shares of the image; () = no random resized crop.
             crop_aspect=(3 / 4, 4 / 3),
+            crop_tries=10,  # Until a crop fits; with 1 it is clamped to the image.
             flip=0.0,  # Chance of a horizontal flip.
             mixup=0.0,  # Alpha of Beta(alpha, alpha); 0 = off.
             cutmix=0.0,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generic distillation, stage 1 of G2SD: the student learns the teacher's features.
 
-    g2sd train --config=generic_distill:student=s16 --workdir=runs/gd_s \\
+    g2sd train --config=generic_distill:student=s16 --workdir=runs/gd_s \
         --config.teacher.checkpoint=runs/mae_b
 
 Published (G2SD, arXiv 2302.14771): 300 epochs, batch 2 x 8 x 256; with both stages ViT-S

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
-from g2sd_jax import core
+from g2sd_jax import core, metrics
 from g2sd_jax.ops import patches, resize
 from g2sd_jax.weights import importers, torch_names
 
@@ -172,9 +171,9 @@ def graft(
         )
     for name in constant:
         _check_constant(name, arrays[name], grid, weights)
-    logging.info(
-        "%s: %d found, %d fresh (%s), %d dropped (%s)",
-        *(weights.source, len(found), len(keep), _few(keep), len(spare), _few(spare)),
+    metrics.say(
+        f"{weights.source}: {len(found)} found, {len(keep)} fresh ({_few(keep)}), "
+        f"{len(spare)} dropped ({_few(spare)})"
     )
     taken = {name: arrays[name] for name in found}
     return {**variables, "params": torch_names.from_torch(variables["params"], taken)}
@@ -210,29 +209,30 @@ def _check_constant(name, table, grid, weights):
 
 def load_variables(
     path: str,
-    init: Callable,
+    fit: Callable,
     *,
     grid: tuple[int, int],
     key: str = "config.teacher.checkpoint",
-    check: Callable = core.nothing,
     **declared,
 ) -> dict:
     """Frozen variables from a workdir, a file, or `random:SEED`.
 
     Args:
         path: the value of `key`.
-        init: key -> variables, what the file must fill.
+        fit: weights (None for random ones) -> the `init` (key -> variables) of the
+            module that they have to fill; raises if they can not serve.
         grid: as for `graft`.
-        check: weights -> None; raises if the file can not serve.
+        key: the config key to name in errors.
         **declared: `fresh` and `dropped` of `graft`.
     """
     if path.startswith("random:"):
         seed = path.removeprefix("random:")
         if not seed.isdigit():
             raise ValueError(f"{key}={path!r}: write random:SEED with a whole number.")
-        logging.warning("%s=%s: UNTRAINED weights; nothing can be learned.", key, path)
-        return jax.device_get(jax.jit(init)(jax.random.key(int(seed))))
+        metrics.say(
+            f"{key}={path}: UNTRAINED weights, nothing can be learned from them"
+        )
+        return jax.device_get(jax.jit(fit(None))(jax.random.key(int(seed))))
     weights = read(path, key)
-    check(weights)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(fit(weights), jax.random.key(0))
     return graft(shapes, weights, grid=grid, **declared)

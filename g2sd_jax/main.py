@@ -15,6 +15,8 @@ def main(argv: Sequence[str]) -> int:
         "--workdir", required=True, help="folder of the run; a run in it is resumed"
     )
     args = recipes.parse(parser, argv)
+    if "steps" in args.config and "stage" not in args.config:
+        raise ValueError("this recipe is a chain of stages; run it with g2sd chain.")
     # Only now: a mistake on the command line is told before the models are imported.
     importlib.import_module("g2sd_jax.train").run(args.config, args.workdir)
     return 0

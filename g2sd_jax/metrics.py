@@ -16,6 +16,12 @@ import jax
 import tqdm
 
 
+def say(line: str) -> None:
+    """Tells the user something once, whatever the number of processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
 class Writer:
     """Writes named scalars to every place the config asks for, on the main process.
 

@@ -158,11 +158,14 @@ def _unknown(config: ConfigDict, key: str) -> str:
 
 def _typed(key, value, kind, current, placeholder):
     """`value` as `kind`, or the error that names what the key takes."""
-    read = _spelled(value) if isinstance(value, str) else value
+    read = value
+    # Where text is wanted it is not read any further: a folder may be called 2024.
+    if isinstance(value, str) and (
+        kind is not str or (value == "None" and placeholder)
+    ):
+        read = _spelled(value)
     if kind is type(None) or (read is None and placeholder):
         return read
-    if kind is str:
-        read = value  # A folder may be called 2024 or true.
     if kind in (tuple, list):
         item = type(current[0]) if current else object
         fits = isinstance(read, tuple | list) and all(

@@ -42,7 +42,7 @@ def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
             return aux, grads
 
         (model_state, told), grads = mean_over(part, batch, draws, parts)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(told["loss"]) & jnp.isfinite(norm)
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, step=state.step

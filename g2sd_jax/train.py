@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 
 import jax
-from absl import logging
 
 from g2sd_jax import checkpoint, core, metrics, optim, parallel, stages
 from g2sd_jax import step as stepping
@@ -25,10 +24,10 @@ def run(config, workdir: str) -> dict:
     Returns:
         The final metrics, which `workdir/DONE` holds as well; at once if it exists.
     """
-    folder.claim(config, workdir)
+    folder.check(config, workdir)
     done = os.path.join(workdir, DONE)
     if os.path.exists(done):
-        logging.info("%s is done", workdir)
+        metrics.say(f"{workdir} is done already")
         with open(done) as file:
             return json.load(file)
     folder.cache_programs(config, workdir)
@@ -37,6 +36,9 @@ def run(config, workdir: str) -> dict:
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config, mesh)
     per_epoch, total = steps(config)
+    policy = core.one_of(
+        "config.nonfinite.policy", config.nonfinite.policy, ("stop", "skip")
+    )
     stage = stages.build(config)
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
@@ -45,6 +47,9 @@ def run(config, workdir: str) -> dict:
     main = jax.process_index() == 0
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
     describe = dict(stage.describe, stage=config.stage, class_names=dataset.classes)
+
+    # What is not trained: loaded first, so that a wrong teacher is told at once.
+    frozen = frozen_variables(stage, config, example, mesh)
 
     # State: shapes before arrays, then born in the right place.
     root = jax.random.key(config.seed)
@@ -66,16 +71,16 @@ def run(config, workdir: str) -> dict:
     if saved.latest() is not None:
         placed = jax.tree.map(_placed_shape, abstract, where)
         state = saved.restore(placed)
-        logging.info("restored step %d", int(state.step))
+        metrics.say(f"restored step {int(state.step)}")
     else:
         homes = parallel.shardings(shapes, mesh)
         init = jax.jit(stage.init, out_shardings=homes)
         variables = stage.warm_start(init(keys["init"], example))
         variables = parallel.place(variables, homes)
         state = jax.jit(create, out_shardings=where)(variables)
-    frozen = frozen_variables(stage, config, example, mesh)
 
-    # Steps.
+    # Steps. A run that was refused until here leaves no claim on the workdir.
+    folder.claim(config, workdir)
     step = jax.jit(
         stepping.train_step(stage, tx, rate, config.accumulate),
         donate_argnums=0,
@@ -85,7 +90,7 @@ def run(config, workdir: str) -> dict:
     key = parallel.place(keys["step"], parallel.replicated(mesh))
     writer = metrics.Writer(workdir, config, start, total, main)
     clock, late = metrics.Clock(config.batch), metrics.Late()
-    watch = Watch(config, writer, clock)
+    watch = Watch(policy, config, writer, clock)
     judge = evaluation(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
@@ -153,8 +158,7 @@ def frozen_variables(stage: core.Stage, config, example, mesh):
     # Measured from the host's copy: the part that is not needed is never placed twice.
     found = jax.device_get(jax.jit(stage.probe)(frozen, batch))
     for name, value in found.items():
-        logging.info("%s: %.4g (measured before step 0)", name, float(value))
-        print(f"{name}: {float(value):.4g} (measured before step 0)", flush=True)
+        metrics.say(f"{name}: {float(value):.4g} (measured before step 0)")
     dtype = layers.machine(config)["dtype"]
     frozen = parallel.cast(stage.trim(frozen), dtype)
     return parallel.place(frozen, parallel.shardings(frozen, mesh))
@@ -163,11 +167,9 @@ def frozen_variables(stage: core.Stage, config, example, mesh):
 class Watch:
     """Looks at each step's metrics, one step late: logs them, and acts on a bad one."""
 
-    def __init__(self, config, writer: metrics.Writer, clock: metrics.Clock):
-        self._policy = core.one_of(
-            "config.nonfinite.policy", config.nonfinite.policy, ("stop", "skip")
-        )
-        self._bound, self._every = config.nonfinite.bound, config.log_every
+    def __init__(self, policy, config, writer: metrics.Writer, clock: metrics.Clock):
+        self._policy, self._bound = policy, config.nonfinite.bound
+        self._every = config.log_every
         self._writer, self._clock = writer, clock
         self._skipped = 0
         self.told = {}
@@ -177,6 +179,8 @@ class Watch:
             return
         step, told = reported
         self._judge(step, told)
+        if not self.told:
+            self._clock.read()  # The first interval holds the compilation.
         self.told = told
         if step % self._every == 0:
             self._writer.write(step, {**told, **self._clock.read()})
@@ -193,7 +197,7 @@ class Watch:
                 "parameters are those of the step before. Lower config.optim.lr, set "
                 "config.optim.clip, or config.nonfinite.policy=skip."
             )
-        logging.warning("step %d is not finite (%s): not applied", step, said)
+        metrics.say(f"step {step} is not finite ({said}): not applied")
 
 
 def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:

@@ -15,31 +15,41 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from g2sd_jax import core
 
+CONFIG = "config.json"
+
+
+def plain(config) -> dict:
+    """A config as JSON keeps it: placeholders resolved, tuples as lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def check(config, workdir: str) -> None:
+    """Refuses a workdir whose run has another config, telling the difference."""
+    path = os.path.join(workdir, CONFIG)
+    if not os.path.exists(path):
+        return
+    with open(path) as file:
+        theirs = core.flatten(json.load(file))
+    mine = core.flatten(plain(config))
+    differ = [
+        f"config.{key} was {theirs.get(key, 'absent')!r}, now {mine.get(key, 'gone')!r}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if (key in mine) != (key in theirs) or mine[key] != theirs[key]
+        if not _may_change(key)
+    ]
+    if differ:
+        raise ValueError(
+            f"--workdir={workdir} belongs to another config: {'; '.join(differ)}. "
+            "Use another workdir, or the same config."
+        )
+
 
 def claim(config, workdir: str) -> None:
-    """Makes `workdir` this config's, or refuses if it is another's."""
-    os.makedirs(workdir, exist_ok=True)
-    mine = json.loads(config.to_json())
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        with open(path) as file:
-            theirs = core.flatten(json.load(file))
-        differ = [
-            f"config.{key} was {theirs.get(key)!r}, now {value!r}"
-            for key, value in core.flatten(mine).items()
-            if theirs.get(key) != value and not _may_change(key)
-        ]
-        differ += [
-            f"config.{key} was {theirs[key]!r}, now gone"
-            for key in sorted(set(theirs) - set(core.flatten(mine)))
-        ]
-        if differ:
-            raise ValueError(
-                f"--workdir={workdir} belongs to another config: {'; '.join(differ)}. "
-                "Use another workdir, or the same config."
-            )
+    """Makes `workdir` this config's, once it is known that the run can begin."""
+    check(config, workdir)
     if jax.process_index() == 0:
-        write_json(path, mine)
+        os.makedirs(workdir, exist_ok=True)
+        write_json(os.path.join(workdir, CONFIG), plain(config))
         write_json(os.path.join(workdir, "environment.json"), environment())
 
 

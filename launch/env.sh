@@ -31,7 +31,7 @@ environment() {
   local stamp="$venv/installed-${extras:-core}" wanted
   wanted=$(cat setup.cfg requirements.txt pyproject.toml | cksum)
   if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
-    echo "installing g2sd_jax${extras:+[$extras]} into $venv; about 3 GB on the first time"
+    echo "installing g2sd_jax${extras:+[$extras]} into $venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}"
     echo "$wanted" > "$stamp"
   fi

@@ -36,3 +36,11 @@ def load(stem: str, folder: str = "classification") -> dict[str, np.ndarray]:
     """The arrays of `stem.npz` by key."""
     with np.load(path(f"{stem}.npz", folder), allow_pickle=False) as file:
         return dict(file)
+
+
+def agree(got, want, what: str, bound: float = 2e-5) -> None:
+    """Within `bound` of the wanted tensor's largest value, not element by element."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape, f"{what}: {got.shape}, wanted {want.shape}"
+    worst, largest = np.abs(got - want).max(), np.abs(want).max()
+    assert worst <= bound * largest, f"{what}: off by {worst:.3g} of {largest:.3g}"

@@ -11,10 +11,10 @@ import g2sd_jax
 from g2sd_jax import cli, recipes
 
 RECIPE = """
-from configs import common
+from ml_collections import ConfigDict
 
 def get_config(text=""):
-    return common.base()
+    return ConfigDict(dict(batch=64, optim=ConfigDict(dict(lr=1e-4))))
 """
 
 
@@ -76,6 +76,15 @@ def test_an_os_error_of_the_run_is_one_line(recipe, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: [Errno 13] Permission denied: 'runs/a'\n"
     with pytest.raises(PermissionError):
         cli.main([*argv, "--debug"])
+
+
+def test_a_diverged_run_is_one_line(recipe, monkeypatch, capsys):
+    def run(config, workdir):
+        raise FloatingPointError("step 7 is not finite")
+
+    monkeypatch.setitem(sys.modules, "g2sd_jax.train", types.SimpleNamespace(run=run))
+    assert cli.main(["train", recipe, "--workdir=runs/a"]) == 2
+    assert capsys.readouterr().err == "error: step 7 is not finite\n"
 
 
 def test_a_defect_keeps_its_traceback(recipe, monkeypatch):

@@ -198,9 +198,9 @@ def test_fit_crops_the_centre():
     wide[:, 8:16] = np.arange(8)
     fitted = pictures.fit(Image.fromarray(wide), (8, 8))
     np.testing.assert_array_equal(np.asarray(fitted), wide[:, 8:16])
-    for side in range(25, 60):  # Some of them round to a box outside the picture.
+    for side in (28, 29):  # 29 rounds to a box a hair outside the picture.
         for size in ((side, side + 9), (side + 9, side)):
-            assert pictures.fit(Image.new("L", size), (24, 24)).size == (24, 24)
+            assert pictures.fit(Image.new("L", size), (7, 7)).size == (7, 7)
 
 
 def test_orientation_and_modes(tmp_path):

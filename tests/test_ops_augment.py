@@ -232,10 +232,19 @@ def test_floats_count_as_prepared_and_targets_as_mixed(batch):
         np.testing.assert_array_equal(again[name], mixed[name])
 
 
-def test_statistics_have_to_match_the_channels(batch):
-    for name in ("mean", "std"):
-        with pytest.raises(ValueError, match=rf"config.data.{name}=.*2 values.*3 chan"):
-            augment.prepare(batch, {}, PLAIN._replace(**{name: (1.0, 1.0)}))
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_have_to_match_the_channels(name):
+    config = recipe()
+    config.data[name] = (0.5, 0.5)
+    with pytest.raises(ValueError, match=f"config.data.{name}="):
+        augment.spec(config, train=False)
+
+
+def test_parts_of_a_batch_have_to_be_even():
+    config = recipe()
+    config.update(batch=6, accumulate=2)
+    with pytest.raises(ValueError, match=r"parts of 3: .* must be even"):
+        augment.spec(config, train=True)
 
 
 def test_whole_path_compiles_once_and_is_finite(batch):
@@ -249,12 +258,16 @@ def test_whole_path_compiles_once_and_is_finite(batch):
     np.testing.assert_allclose(out["target"].sum(1), 1, atol=1e-6)
 
 
-def test_spec_reads_the_recipe():
-    config = ConfigDict()
-    config.model = dict(image_size=(8, 8))
+def recipe():
+    config = ConfigDict(dict(batch=4, accumulate=1))
+    config.model = dict(image_size=(8, 8), channels=3)
     config.data = dict(mean=(0.5,), std=(0.25,), classes=5)
     fields = augment.Spec._fields[4:]
     config.augment = {name: getattr(FULL, name) for name in fields}
-    config.lock()
+    return config
+
+
+def test_spec_reads_the_recipe():
+    config = recipe().lock()
     assert augment.spec(config, train=True) == FULL
     assert augment.spec(config, train=False) == PLAIN

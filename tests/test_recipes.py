@@ -12,15 +12,19 @@ from g2sd_jax import recipes
 RECIPE = """
 from configs import common
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 def get_config(text=""):
     args = common.arguments(text, student="s16")
-    config = common.base()
-    config.stage = "probe"
+    config = ConfigDict(dict(stage="probe", batch=4096, progress=True, names=()))
     config.student = args.student
+    config.total_steps = placeholder(int)
     config.total_steps = args.steps or None
-    config.names = ()
-    config.model = common.vit(args.student)
+    config.cache_dir = placeholder(str)
+    config.data = ConfigDict(dict(path="", mean=(0.485, 0.456, 0.406)))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+    config.model = ConfigDict(dict(image_size=(224, 224)))
+    config.optim = ConfigDict(dict(lr=1.5e-4 * 4096 / 256, wd=0.05))
     return config
 """
 

@@ -71,6 +71,32 @@ def _kl(teacher_logits, student_logits):
     return (jnp.exp(log_t) * (log_t - jax.nn.log_softmax(student_logits))).sum(axis=-1)
 
 
+ALIGN = {"l1": jnp.abs, "l2": jnp.square}
+
+
+def align_loss(
+    pred: jax.Array, target: jax.Array, *, norm: str, unit: bool
+) -> jax.Array:
+    """Distance between features of two encoder blocks, mean over everything (DMAE).
+
+    Args:
+        pred: [B, T, D] the student's, after its projection.
+        target: [B, T, D] the teacher's.
+        norm: l1 or l2, of `ALIGN`.
+        unit: scale every token of both to length 1 first, as with a projection.
+    """
+    target = jax.lax.stop_gradient(target).astype(jnp.float32)
+    if unit:
+        pred, target = _unit(pred), _unit(target)
+    return ALIGN[norm](pred - target).mean()
+
+
+def _unit(x):
+    # The floor is on the norm, as in torch; a zero token stays zero, its gradient too.
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 def hard_label(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     """Cross-entropy against the class the teacher would name; both [B, C]."""
     return cross_entropy.hard(logits, teacher_logits.argmax(axis=-1))

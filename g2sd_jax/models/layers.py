@@ -120,6 +120,44 @@ class Attention(nn.Module):
         return dense(width, "proj")(out.reshape(x.shape)), (q, k, v)
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's running statistics.
+
+    Under jit the mean is over the global batch, so this is what others call SyncBN. The
+    batch is normalised by its biased variance while the running one collects the
+    unbiased, which Flax's own module does not.
+    """
+
+    eps: float = 1e-5
+    affine: bool = True
+    momentum: float = 0.1  # Share of the new batch in the running statistics.
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x [B, ..., D], normalised over all but the last axis, in float32."""
+        x = x.astype(jnp.float32)
+        width = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, width)
+        var = self.variable("batch_stats", "var", jnp.ones, width)
+        used = mean.value, var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // x.shape[-1]
+            used = x.mean(axis=axes), x.var(axis=axes)
+            if not self.is_initializing():
+                unbiased = used[1] * (count / (count - 1))
+                mean.value += self.momentum * (used[0] - mean.value)
+                var.value += self.momentum * (unbiased - var.value)
+        shape = (1,) * (x.ndim - 1) + width
+        centre, spread = (statistic.reshape(shape) for statistic in used)
+        x = (x - centre) * jax.lax.rsqrt(spread + self.eps)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, width)
+            bias = self.param("bias", nn.initializers.zeros, width)
+            x = x * scale.reshape(shape) + bias.reshape(shape)
+        return x
+
+
 class Mlp(nn.Module):
     """Linear, exact GELU, linear."""
 

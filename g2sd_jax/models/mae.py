@@ -13,6 +13,7 @@ from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import patches
 
 DECODER_HEADS = {64: 4, 128: 4, 192: 8, 256: 8, 512: 16}
+PROJECTIONS = ("fc", "mlp", "mlp2", "none")
 
 
 class MaeOutput(NamedTuple):
@@ -26,6 +27,7 @@ class MaeOutput(NamedTuple):
     encoder_feature: jax.Array | None  # [B, 1 + K, D_t] head on `latent`, float32
     taps: jax.Array | None  # [depth, B, 1 + K, D] after every encoder block
     qkv: tuple | None  # three of [depth, B, 1 + K, D]
+    aligned: tuple  # of [B, 1 + K, D_t], one per aligned block, float32
 
 
 class Decoder(NamedTuple):
@@ -62,6 +64,38 @@ def decoder(model) -> Decoder:
     return Decoder(width, depth, heads)
 
 
+class Projections(nn.Module):
+    """DMAE's heads, one per aligned block; initialised as PyTorch leaves a linear."""
+
+    width: int
+    kind: str  # fc, mlp (linear, GELU, linear), mlp2 (two of those)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: list) -> tuple:
+        """Of [B, 1 + K, D] each -> of [B, 1 + K, width] each, float32."""
+        heads = {"fc": self._linear, "mlp": self._mlp, "mlp2": self._mlp2}
+        head = heads[self.kind]
+        return tuple(
+            head(feature, f"{index}").astype(jnp.float32)
+            for index, feature in enumerate(features)
+        )
+
+    def _linear(self, x, name):
+        init = layers.uniform(x.shape[-1] ** -0.5)
+        return nn.Dense(
+            self.width, dtype=self.dtype, kernel_init=init, bias_init=init, name=name
+        )(x)
+
+    def _mlp(self, x, name):
+        x = nn.gelu(self._linear(x, f"{name}.fc1"), approximate=False)
+        return self._linear(x, f"{name}.fc2")
+
+    def _mlp2(self, x, name):
+        # The published code names this but cannot run it; two such MLPs is its intent.
+        return self._mlp(self._mlp(x, f"{name}.0"), f"{name}.1")
+
+
 class Mae(nn.Module):
     """Encoder, decoder and heads; each part exists only if it is asked for."""
 
@@ -79,6 +113,9 @@ class Mae(nn.Module):
     norm: bool = True  # the encoder's last norm
     feature_width: int = 0  # width of the teacher's decoder; 0: no such head
     encoder_feature_width: int = 0  # width of the teacher's encoder; 0: no such head
+    align_blocks: tuple[int, ...] = ()  # encoder blocks with a DMAE projection
+    align_width: int = 0  # the teacher's
+    align_projection: str = "fc"  # one of PROJECTIONS
     taps: bool = False
     relations: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -118,7 +155,17 @@ class Mae(nn.Module):
             encoder_feature,
             stack.taps,
             stack.qkv,
+            self._project([stack.taps[block] for block in self.align_blocks]),
         )
+
+    def _project(self, features):
+        if self.align_projection == "none" or not features:
+            return tuple(feature.astype(jnp.float32) for feature in features)
+        name = "aligned_feature_projection_heads"
+        heads = Projections(
+            self.align_width, self.align_projection, self.dtype, name=name
+        )
+        return heads(features)
 
     def _dense(self, features, name):
         return nn.Dense(
@@ -155,7 +202,8 @@ class Mae(nn.Module):
         x = embed(seen) + patches.gather(table[:, 1:], masking.ids_keep)  # [B, K, D]
         cls = self.param("cls_token", layers.normal02, (1, 1, self.width))
         x = vit.prepend(cls, x)  # [B, 1 + K, D]; the class row of the table is zero.
-        wanted = dict(taps=self.taps, relations=self.relations)
+        taps = self.taps or bool(self.align_blocks)
+        wanted = dict(taps=taps, relations=self.relations)
         return self._stack(x, self.depth, self.heads, "blocks", **wanted)
 
     def _decode(self, latent, masking):

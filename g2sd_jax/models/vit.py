@@ -156,7 +156,6 @@ class Vit(nn.Module):
         if self.pool == "cls":
             x = layers.layer_norm("norm")(x)
             return x[:, 0], x[:, -1] if self.dist_token else None
-        core.one_of("config.model.pool", self.pool, ("cls", "avg"))
         # The published code cannot pool with a distillation token. Here the mean is
         # over patches only, and the one fc_norm serves both readouts.
         norm = layers.layer_norm("fc_norm")
@@ -179,6 +178,13 @@ def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
 def classifier(model, classes: int, **machine) -> Vit:
     """The `Vit` of a classification `config.model`; `machine`: dtype, scan, remat."""
     grid(model)
+    core.one_of("config.model.pool", model.pool, ("cls", "avg"))
+    core.one_of("config.model.readout", model.readout, ("cls", "dist", "mean"))
+    if model.readout != "cls" and not model.dist_token:
+        raise ValueError(
+            f"config.model.readout={model.readout!r} needs a distillation head; set "
+            "config.model.dist_token=True or config.model.readout=cls."
+        )
     return Vit(
         **size(model)._asdict(),
         image_size=tuple(model.image_size),
@@ -200,17 +206,9 @@ def init(model: Vit, key: jax.Array) -> dict:
 
 def read(output: VitOutput, readout: str) -> jax.Array:
     """[B, C] logits by `config.model.readout`: cls, dist, or the mean of both heads."""
-    core.one_of("config.model.readout", readout, ("cls", "dist", "mean"))
-    if readout == "cls":
-        return output.logits
-    if output.dist_logits is None:
-        raise ValueError(
-            f"config.model.readout={readout!r} needs a distillation head; set "
-            "config.model.dist_token=True or config.model.readout=cls."
-        )
-    if readout == "dist":
-        return output.dist_logits
-    return (output.logits + output.dist_logits) / 2
+    if readout == "mean":
+        return (output.logits + output.dist_logits) / 2
+    return output.dist_logits if readout == "dist" else output.logits
 
 
 def describe(config) -> dict:

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from g2sd_jax import core
 from g2sd_jax.ops import mixup, resize
 
-TRIES = 10  # Crops drawn until one fits into the image, as in torchvision.
-
 
 class Spec(NamedTuple):
     """What `draw` and `prepare` do; a field that is off draws nothing."""
@@ -23,6 +21,7 @@ class Spec(NamedTuple):
     classes: int = 0  # Of the soft targets; 0 = make none.
     crop_area: tuple[float, float] | None = None  # Shares of the canvas; None = whole.
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Width over height.
+    crop_tries: int = 10  # Crops drawn until one fits, as in torchvision; 1: clamped.
     flip: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -33,14 +32,30 @@ class Spec(NamedTuple):
 
 def spec(config, train: bool) -> Spec:
     """The recipe's `Spec`; one for evaluation only resizes and normalises."""
+    for name in ("mean", "std"):
+        values = config.data[name]
+        if len(values) not in (1, config.model.channels):
+            raise ValueError(
+                f"config.data.{name}={tuple(values)} has {len(values)} values for "
+                f"config.model.channels={config.model.channels}; give one each, or one "
+                "for all."
+            )
     fixed = Spec(tuple(config.model.image_size), config.data.mean, config.data.std)
     if not train:
         return fixed
     augment = config.augment
+    part = config.batch // config.accumulate
+    if (augment.mixup or augment.cutmix) and part % 2:
+        raise ValueError(
+            f"config.batch={config.batch} in config.accumulate={config.accumulate} "
+            f"parts of {part}: mixing pairs the examples of a part, so it must be "
+            "even; or set config.augment.mixup=0.0 and config.augment.cutmix=0.0."
+        )
     return fixed._replace(
         classes=config.data.classes,
         crop_area=tuple(augment.crop_area) if augment.crop_area else None,
         crop_aspect=tuple(augment.crop_aspect),
+        crop_tries=augment.crop_tries,
         flip=augment.flip,
         mixup=augment.mixup,
         cutmix=augment.cutmix,
@@ -62,7 +77,12 @@ def draw(key, batch, spec: Spec) -> dict:
     draws = {}
     if spec.crop_area is not None and "crop" not in batch:
         draws["crop"] = random_boxes(
-            keys["crop"], count, canvas, spec.crop_area, spec.crop_aspect
+            keys["crop"],
+            count,
+            canvas,
+            spec.crop_area,
+            spec.crop_aspect,
+            spec.crop_tries,
         )
     if spec.flip > 0:
         draws["flip"] = jax.random.bernoulli(keys["flip"], spec.flip, (count,))
@@ -78,22 +98,25 @@ def draw(key, batch, spec: Spec) -> dict:
     return draws
 
 
-def random_boxes(key, count, canvas, area, aspect):
+def random_boxes(key, count, canvas, area, aspect, tries=10):
     """[count, 4] y, x, height, width of random resized crops (after torchvision).
 
-    Area is uniform, aspect log-uniform; the first of ten tries that fits is taken, else
-    the largest centred box whose aspect is allowed.
+    Area is uniform, aspect log-uniform; the first of the tries that fits is taken, else
+    the largest centred box whose aspect is allowed. A single try is not repeated but
+    clamped to the canvas, as MAE's linear probing has it.
     """
     height, width = canvas
     keys = core.stream_keys(key, "area", "aspect", "y", "x")
     low, high = area
-    tries = (count, TRIES)
-    pixels = jax.random.uniform(keys["area"], tries, minval=low, maxval=high)
+    shape = (count, tries)
+    pixels = jax.random.uniform(keys["area"], shape, minval=low, maxval=high)
     pixels = pixels * (height * width)
     low, high = (math.log(bound) for bound in aspect)
-    ratio = jnp.exp(jax.random.uniform(keys["aspect"], tries, minval=low, maxval=high))
+    ratio = jnp.exp(jax.random.uniform(keys["aspect"], shape, minval=low, maxval=high))
     w = jnp.round(jnp.sqrt(pixels * ratio))
     h = jnp.round(jnp.sqrt(pixels / ratio))
+    if tries == 1:
+        w, h = jnp.clip(w, 1, width), jnp.clip(h, 1, height)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = jnp.argmax(fits, axis=1, keepdims=True)
     w, h = (jnp.take_along_axis(side, first, axis=1)[:, 0] for side in (w, h))
@@ -163,12 +186,5 @@ def frame(image, boxes, flip, spec):
 
 
 def normalise(image, spec):
-    channels = image.shape[-1]
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if len(values) not in (1, channels):
-            raise ValueError(
-                f"config.data.{name}={tuple(values)} has {len(values)} values for "
-                f"pictures of {channels} channels; give one each, or one for all."
-            )
     mean, std = (jnp.array(each, jnp.float32) for each in (spec.mean, spec.std))
     return (image / 255 - mean[None, None, None]) / std[None, None, None]

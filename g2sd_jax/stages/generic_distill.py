@@ -72,11 +72,15 @@ def build(config) -> core.Stage:
     def frozen():
         return checkpoint.load_variables(
             config.teacher.checkpoint,
-            lambda key: mae.init(whole, key),
-            grid=vit.grid(config.teacher.model),
-            check=lambda found: check_teacher(found, config.teacher.target),
+            fit,
+            grid=whole.grid,
             dropped=(r"(encoder|decoder)feature_pred\..*",),
         )
+
+    def fit(weights):
+        if weights is not None:
+            check_teacher(weights, config.teacher.target)
+        return lambda key: mae.init(whole, key)
 
     def probe(frozen, batch):
         target = config.teacher.target
@@ -90,6 +94,7 @@ def build(config) -> core.Stage:
         frozen,
         probe,
         trim=lambda variables: mae.trim(variables, teacher),
+        warm_start=lambda variables: reconstruction.warm_start(variables, config),
         describe=mae.describe(config),
     )
 
@@ -121,6 +126,7 @@ def check_teacher(weights: checkpoint.Weights, target: str) -> None:
 
 def _check(config, whole: mae.Mae) -> None:
     weights = config.distill
+    reconstruction.check_grids(config, whole)
     if not 1 <= weights.teacher_block <= whole.dec_depth:
         raise ValueError(
             f"config.distill.teacher_block={weights.teacher_block} is not a block of "
@@ -138,10 +144,3 @@ def _check(config, whole: mae.Mae) -> None:
             f"config.distill.relation_groups={groups} must divide both widths, "
             f"{student.width} and {whole.width}."
         )
-    if vit.grid(config.model) != whole.grid:
-        raise ValueError(
-            f"config.model has a {vit.grid(config.model)} grid of patches, "
-            f"config.teacher.model {whole.grid}; both must see the same patches: make "
-            "image_size and patch agree."
-        )
-    patches.check_mask_ratio(config.mask_ratio, whole.grid[0] * whole.grid[1])

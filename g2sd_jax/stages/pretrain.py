@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masked autoencoder pre-training (MAE, arXiv 2111.06377)."""
 
-from g2sd_jax import checkpoint, core
+from g2sd_jax import core
 from g2sd_jax.losses import masked
-from g2sd_jax.models import layers, mae, vit
+from g2sd_jax.models import layers, mae
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction
 
@@ -29,11 +29,11 @@ def build(config) -> core.Stage:
         pixel = masked.masked_pixel_loss(out.pixels, target, masking.removed)
         return core.total({"pixel": pixel}, model_state)
 
-    def warm_start(variables):
-        if not config.init_from:
-            return variables
-        weights = checkpoint.read(config.init_from, "config.init_from")
-        return checkpoint.graft(variables, weights, grid=vit.grid(config.model))
-
     describe = dict(mae.describe(config), target=config.target)
-    return core.Stage(init, draw, loss, warm_start=warm_start, describe=describe)
+    return core.Stage(
+        init,
+        draw,
+        loss,
+        warm_start=lambda variables: reconstruction.warm_start(variables, config),
+        describe=describe,
+    )

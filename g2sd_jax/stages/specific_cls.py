@@ -63,11 +63,13 @@ def build(config) -> core.Stage:
 
     def frozen():
         return checkpoint.load_variables(
-            config.teacher.checkpoint,
-            lambda key: vit.init(teacher, key),
-            grid=vit.grid(config.teacher.model),
-            check=check_teacher,
+            config.teacher.checkpoint, fit, grid=vit.grid(config.teacher.model)
         )
+
+    def fit(weights):
+        if weights is not None:
+            check_teacher(weights)
+        return lambda key: vit.init(teacher, key)
 
     def probe(frozen, batch):
         spec = augment.spec(config, train=False)

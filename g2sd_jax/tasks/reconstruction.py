@@ -4,7 +4,7 @@
 
 import jax
 
-from g2sd_jax import core
+from g2sd_jax import checkpoint, core
 from g2sd_jax.losses import masked
 from g2sd_jax.models import vit
 from g2sd_jax.ops import augment, patches
@@ -49,3 +49,23 @@ def measure(model, variables, batch, config, target: str):
     out = model.apply(variables, image, masking)
     truth = pixels(image, model.patch, target)
     return masked.masked_pixel_loss(out.pixels, truth, masking.removed)
+
+
+def check_grids(config, teacher) -> None:
+    """Refuses a teacher that would see other patches, and an impossible mask."""
+    grid = vit.grid(config.model)
+    if grid != teacher.grid:
+        raise ValueError(
+            f"config.model has a {grid} grid of patches, config.teacher.model "
+            f"{teacher.grid}; both must see the same patches: make image_size and "
+            "patch agree."
+        )
+    patches.check_mask_ratio(config.mask_ratio, grid[0] * grid[1])
+
+
+def warm_start(variables, config):
+    """Continues from `config.init_from`, a run or file of the same architecture."""
+    if not config.init_from:
+        return variables
+    weights = checkpoint.read(config.init_from, "config.init_from")
+    return checkpoint.graft(variables, weights, grid=vit.grid(config.model))

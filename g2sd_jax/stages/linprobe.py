@@ -1,0 +1,89 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Linear probing: what a frozen encoder already knows (MAE, section 4.2)."""
+
+import flax.linen as nn
+import jax
+
+from g2sd_jax import checkpoint, core
+from g2sd_jax.losses import cross_entropy
+from g2sd_jax.models import layers, vit
+from g2sd_jax.ops import augment
+from g2sd_jax.tasks import classification
+
+
+class Probe(nn.Module):
+    """BatchNorm without scale or bias, then one linear layer."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+        """features [B, D] -> logits [B, C]."""
+        return Head(self.classes, name="head")(features, train)
+
+
+class Head(nn.Module):
+    """Named as the published state dict has it: head.0 and head.1."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, features, train):
+        x = layers.BatchNorm(eps=1e-6, affine=False, name="0")(features, train)
+        init = nn.initializers.normal(0.01)
+        return nn.Dense(self.classes, kernel_init=init, name="1")(x)
+
+
+def build(config) -> core.Stage:
+    """Only the head trains; the encoder is the frozen part of the stage."""
+    if config.data.classes < 1:
+        raise ValueError(
+            f"config.data.classes={config.data.classes}: a probe needs the number of "
+            "classes of its data."
+        )
+    encoder = vit.classifier(config.model, 0, **layers.machine(config))
+    probe_head = Probe(config.data.classes)
+    spec = augment.spec(config, train=True)
+    plain = augment.spec(config, train=False)
+
+    def init(key, batch):
+        return probe_head.init(key, jax.numpy.zeros((2, encoder.width)), True)
+
+    def draw(key, batch):
+        return augment.draw(key, batch, spec)
+
+    def loss(params, model_state, frozen, batch, draws, step):
+        batch = augment.prepare(batch, draws, spec)
+        features = encoder.apply(frozen, batch["image"]).pooled
+        return probe_loss(params, model_state, features, batch["target"])
+
+    def probe_loss(params, model_state, features, target):
+        logits, model_state = probe_head.apply(
+            {"params": params, **model_state}, features, True, mutable=["batch_stats"]
+        )
+        return core.total({"xent": cross_entropy.soft(logits, target)}, model_state)
+
+    def predict(variables, frozen, batch):
+        batch = augment.prepare(batch, {}, plain)
+        features = encoder.apply(frozen, batch["image"]).pooled
+        return {"logits": probe_head.apply(variables, features, False)}
+
+    def frozen():
+        return checkpoint.load_variables(
+            config.init_from,
+            lambda weights: lambda key: vit.init(encoder, key),
+            grid=vit.grid(config.model),
+            key="config.init_from",
+            dropped=(*classification.PRETRAINING, r"head.*", r"fc_norm\..*"),
+        )
+
+    batches = classification.eval_batches(config)
+    return core.Stage(
+        init,
+        draw,
+        loss,
+        frozen,
+        evaluators={"eval": classification.top1(predict, batches)},
+        describe=dict(vit.describe(config), kind="probe"),
+    )

@@ -1,0 +1,139 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a chain of recipes: `g2sd chain --config=CHAIN --workdir=DIR`.
+
+A chain is a config with `steps = ((name, "recipe:arguments", overrides), ...)`, run for
+each of `seeds`, in one process, in `DIR/seedN/name`. `"{name}"` in an override is the
+workdir of that earlier step. Killed at any time, it goes on where it was.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from g2sd_jax import cli, core, recipes, train
+from g2sd_jax import workdir as folder
+from g2sd_jax.tools import report
+
+KEYS = ("seeds", "steps", "rows", "reconstructions", "title", "note")
+KEYS += ("cache_dir", "progress")
+
+
+class Step(NamedTuple):
+    """One run of a chain, ready to start."""
+
+    name: str  # `seed0/teacher`, which is also its folder
+    recipe: str
+    config: ConfigDict
+    workdir: str
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser("chain")
+    parser.add_argument(
+        "--workdir", required=True, help="folder of the chain; one in it is continued"
+    )
+    args = recipes.parse(parser, argv)
+    run(args.config, args.workdir)
+    return 0
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Trains what is not done yet, then writes the report and prints its table."""
+    workdir = os.path.abspath(workdir)
+    steps = plan(config, workdir)  # All of them: a mistake is told before any training.
+    folder.claim(identity(config), workdir)
+    path = os.path.join(workdir, report.SECONDS)
+    seconds = report.read_json(path) if os.path.exists(path) else {}
+    for position, step in enumerate(steps, start=1):
+        done = os.path.exists(os.path.join(step.workdir, train.DONE))
+        told = "done before" if done else step.recipe
+        print(f"[{position}/{len(steps)}] {step.name}: {told}", flush=True)
+        began = time.perf_counter()
+        train.run(step.config, step.workdir)
+        if not done:
+            seconds[step.name] = time.perf_counter() - began
+            folder.write_json(path, seconds)
+    print(report.write(config, workdir), flush=True)
+
+
+def plan(config: ConfigDict, workdir: str) -> list[Step]:
+    """Every step of every seed, each recipe loaded and each placeholder filled."""
+    if "stage" in config:
+        raise ValueError(
+            f"this recipe is one stage, {config.stage}, and no chain of them; run it "
+            "with g2sd train."
+        )
+    missing = [f"config.{key}" for key in KEYS if key not in config]
+    if missing:
+        raise ValueError(
+            f"this recipe is not a chain, for it has no {', '.join(missing)}; "
+            "configs/chains/digits.py is one."
+        )
+    if not config.seeds or not config.steps:
+        raise ValueError("config.seeds and config.steps must not be empty.")
+    planned = []
+    for seed in config.seeds:
+        finished = {}  # name -> workdir of the steps before
+        for name, spec, overrides in config.steps:
+            if name in finished:
+                raise ValueError(f"config.steps has two steps named {name!r}.")
+            root = os.path.join(workdir, f"seed{seed}")
+            try:
+                given = fill(overrides, finished) | shared(config, workdir, seed)
+                step = recipes.load(spec, given)
+            except ValueError as error:
+                raise ValueError(f"step {name!r} of the chain: {error}") from error
+            if "stage" not in step:
+                raise ValueError(f"step {name!r} of the chain: {spec} has no stage.")
+            finished[name] = os.path.join(root, name)
+            planned.append(Step(f"seed{seed}/{name}", spec, step, finished[name]))
+    report.check_rows(config)
+    return planned
+
+
+def fill(overrides: Mapping, finished: Mapping[str, str]) -> dict:
+    """`{"a.b": value}` with each `{name}` in a text replaced by that step's workdir."""
+
+    def workdir_of(match):
+        return core.lookup("placeholder", match[1], finished)
+
+    return {
+        key: re.sub(r"\{(\w*)\}", workdir_of, value)
+        if isinstance(value, str)
+        else value
+        for key, value in core.flatten(overrides).items()
+    }
+
+
+def shared(config: ConfigDict, workdir: str, seed: int) -> dict:
+    """Keys that every step gets; one cache, for a seed changes no program."""
+    cache = config.cache_dir
+    if cache is None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.path.join(workdir, "cache")
+    return dict(seed=seed, cache_dir=cache, progress=config.progress)
+
+
+def identity(config: ConfigDict) -> ConfigDict:
+    """The chain by step and key, so that a difference to another names the key."""
+    steps = {
+        name: dict(recipe=spec, **nested(overrides))
+        for name, spec, overrides in config.steps
+    }
+    return ConfigDict(dict(config.to_dict(), steps=steps))
+
+
+def nested(overrides: Mapping) -> dict:
+    """`{"a.b": value}` as `{"a": {"b": value}}`."""
+    tree = {}
+    for key, value in core.flatten(overrides).items():
+        *groups, leaf = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = value
+    return tree

@@ -1,0 +1,213 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: the same on any mesh, interrupted or not, and refused in one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import runs
+from g2sd_jax import checkpoint, core, metrics, parallel, recipes, train
+
+
+def losses(workdir) -> np.ndarray:
+    rows = metrics.read_lines(os.path.join(workdir, "metrics.jsonl"))
+    return np.array([row["loss"] for row in rows if "loss" in row])
+
+
+def weights(workdir) -> dict:
+    return checkpoint.read(str(workdir), "test").arrays
+
+
+@pytest.mark.parametrize("stage", runs.STAGES)
+def test_same_losses_on_any_mesh(stage, tmp_path):
+    found = {}
+    for data, fsdp in ((8, 1), (4, 2), (1, 8)):
+        folder = str(tmp_path / f"{data}x{fsdp}")
+        config = runs.small(stage, mesh=dict(data=data, fsdp=fsdp), total_steps=4)
+        train.run(config, folder)
+        found[data, fsdp] = losses(folder)
+    assert len(found[8, 1]) == 4
+    np.testing.assert_allclose(found[4, 2], found[8, 1], rtol=2e-5)
+    np.testing.assert_allclose(found[1, 8], found[8, 1], rtol=2e-5)
+
+
+def test_fsdp_splits_parameters_and_moments():
+    mesh = parallel.make_mesh(recipes.load("pretrain", {"mesh.fsdp": 2}).mesh)
+    kernel = jax.ShapeDtypeStruct((12, 64, 192), np.float32)
+    assert parallel.sharding(kernel, mesh).spec == P(None, None, "fsdp")
+    assert parallel.sharding(jax.ShapeDtypeStruct((7,), np.float32), mesh).spec == P()
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step):
+    """The run ends right after `step` was dispatched, as if the machine had gone."""
+    swap = metrics.Late.swap
+
+    def killing(self, number, told):
+        if number > step:
+            raise Killed
+        return swap(self, number, told)
+
+    monkeypatch.setattr(metrics.Late, "swap", killing)
+
+
+@pytest.mark.parametrize("stage", runs.STAGES)
+def test_resume_equals_uninterrupted_bit_for_bit(stage, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = runs.small(stage)
+    train.run(config, str(whole))
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            train.run(config, str(parts))
+    assert len(losses(parts)) == 3  # Step 4 was not looked at yet.
+    train.run(config, str(parts))
+    np.testing.assert_array_equal(losses(parts), losses(whole))
+    expected, found = weights(whole), weights(parts)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    config = runs.small("finetune", total_steps=2)
+    first = train.run(config, str(tmp_path))
+    assert first["eval/count"] == 40
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train.run(config, str(tmp_path)) == first
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_killed_between_last_checkpoint_and_done(tmp_path):
+    config = runs.small("finetune", total_steps=2)
+    first = train.run(config, str(tmp_path))
+    (tmp_path / "DONE").unlink()
+    again = train.run(config, str(tmp_path))
+    assert again["eval/top1"] == first["eval/top1"]
+    assert json.loads((tmp_path / "DONE").read_text()) == again
+
+
+def test_another_mesh_may_continue_a_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            train.run(runs.small("pretrain"), str(tmp_path))
+    mesh = dict(data=2, fsdp=4)
+    assert train.run(runs.small("pretrain", mesh=mesh), str(tmp_path))["step"] == 6
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path):
+    train.run(runs.small("pretrain", total_steps=1), str(tmp_path))
+    with pytest.raises(ValueError, match=r"config\.seed was 0, now 1"):
+        train.run(runs.small("pretrain", total_steps=1, seed=1), str(tmp_path))
+
+
+def test_accumulation_equals_the_undivided_batch(tmp_path):
+    for parts in (1, 4):
+        config = runs.small("finetune", accumulate=parts, batch=64, total_steps=3)
+        train.run(config, str(tmp_path / str(parts)))
+    one, four = losses(tmp_path / "1"), losses(tmp_path / "4")
+    np.testing.assert_allclose(four, one, rtol=2e-5)
+
+
+class TestNonFinite:
+    """A poisoned step: the batch is real, the loss is not."""
+
+    @pytest.fixture
+    def poison(self, monkeypatch):
+        from g2sd_jax import stages
+
+        build = stages.build
+
+        def poisoned(config):
+            stage = build(config)
+
+            def loss(params, model_state, frozen, batch, draws, step):
+                given = params, model_state, frozen, batch, draws, step
+                value, (state, told) = stage.loss(*given)
+                value = jax.numpy.where(step == 2, jax.numpy.nan, value)
+                return value, (state, {**told, "loss": value})
+
+            return stage._replace(loss=loss)
+
+        monkeypatch.setattr(stages, "build", poisoned)
+
+    def test_stop_names_the_step(self, poison, tmp_path):
+        with pytest.raises(FloatingPointError, match="step 3 is not finite"):
+            train.run(runs.small("pretrain"), str(tmp_path))
+
+    def test_skip_goes_on_within_its_bound(self, poison, tmp_path):
+        skip = dict(policy="skip", bound=1)
+        final = train.run(runs.small("pretrain", nonfinite=skip), str(tmp_path))
+        assert final["step"] == 6
+        assert np.isfinite(final["loss"])
+        none = dict(policy="skip", bound=0)
+        with pytest.raises(FloatingPointError):
+            train.run(runs.small("pretrain", nonfinite=none), str(tmp_path / "none"))
+
+
+def test_teacher_is_measured_and_trimmed(tmp_path, capsys):
+    train.run(runs.small("generic_distill", total_steps=1), str(tmp_path))
+    assert "teacher/reconstruction_error: " in capsys.readouterr().out
+
+
+def test_a_new_random_stream_moves_no_other():
+    key = jax.random.key(0)
+    few, more = core.stream_keys(key, "a", "b"), core.stream_keys(key, "b", "c", "a")
+    assert all(bool((few[name] == more[name]).all()) for name in few)
+    assert not bool((few["a"] == few["b"]).all())
+
+
+BLOCKED = """
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        blocked = ("tensorflow", "tensorflow_datasets", "tensorboard", "tensorboardX")
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Block())
+sys.path.insert(0, sys.argv[1])
+import runs
+from jax.sharding import PartitionSpec as P
+from g2sd_jax import train
+for source, path in (("digits", ""), ("arrays", sys.argv[3]), ("fake", "")):
+    config = runs.small("pretrain", total_steps=1)
+    with config.unlocked():
+        config.data.update(dict(source=source, path=path, classes=10, train_examples=
+                                1198 if source == "digits" else 32))
+        channels = 1 if source == "digits" else 3
+        config.model.channels = channels
+        config.data.mean = config.data.std = (0.5,) * channels
+        config.mesh = dict(data=1, fsdp=1)
+    print(source, train.run(config, f"{sys.argv[2]}/{source}")["step"])
+"""
+
+
+def test_in_memory_sources_train_without_tensorflow(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (32, 16, 16, 3), np.uint8)
+    label = np.arange(32) % 10
+    np.savez(tmp_path / "small.npz", train_image=image, train_label=label)
+    here = os.path.dirname(__file__)
+    given = [here, str(tmp_path), str(tmp_path / "small.npz")]
+    environment = dict(os.environ, XLA_FLAGS="", JAX_PLATFORMS="cpu")
+    environment["PYTHONPATH"] = os.path.dirname(here)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *given],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "digits 1\narrays 1\nfake 1" in done.stdout

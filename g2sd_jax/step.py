@@ -1,15 +1,94 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One training step as a pure function: draws, gradient, update."""
+"""One training step: as a pure function, and compiled onto a mesh."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from g2sd_jax import core
+from g2sd_jax import core, optim, parallel
+from g2sd_jax.weights import torch_names
+
+
+class Program(NamedTuple):
+    """A recipe on a mesh: what training, measuring and planning have in common."""
+
+    state: core.TrainState  # of `ShapeDtypeStruct`s that say where each leaf lives
+    keys: Callable  # () -> {"init": key, "step": key}, placed
+    init: Callable  # key -> variables, each born where it lives
+    start: Callable  # variables from anywhere -> the state of step 0
+    step: Callable  # (state, frozen, batch, key) -> (state, metrics), jitted
+
+
+def build(config, stage: core.Stage, mesh, example) -> Program:
+    """Lays the stage's state out over the mesh; compiles nothing yet.
+
+    Args:
+        config: the recipe.
+        stage: of `stages.build(config)`.
+        mesh: of `parallel.make_mesh`.
+        example: a batch, or the shapes of one.
+    """
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), example)
+    refuse_accumulation(config, shapes)
+    rate = optim.learning_rate(config.optim, *count(config))
+    tx = optim.build(config.optim, torch_names.names(shapes["params"]), rate)
+    create = lambda variables: new_state(variables, tx)
+    state = jax.eval_shape(create, shapes)
+    where, homes = parallel.shardings(state, mesh), parallel.shardings(shapes, mesh)
+    init = jax.jit(stage.init, out_shardings=homes)
+    born = jax.jit(create, out_shardings=where)
+
+    def keys():
+        key = parallel.place(jax.random.key(config.seed), parallel.replicated(mesh))
+        return core.stream_keys(key, "init", "step")
+
+    return Program(
+        state=jax.tree.map(parallel.placed_shape, state, where),
+        keys=keys,
+        init=lambda key: init(key, example),
+        start=lambda variables: born(parallel.place(variables, homes)),
+        step=jax.jit(
+            train_step(stage, tx, rate, config.accumulate),
+            donate_argnums=0,
+            out_shardings=(where, None),
+        ),
+    )
+
+
+def count(config) -> tuple[int, int]:
+    """Steps per epoch and in all; refuses an epoch shorter than one batch."""
+    per_epoch = config.data.train_examples // config.batch
+    if not per_epoch:
+        raise ValueError(
+            f"config.data.train_examples={config.data.train_examples} is less than one "
+            f"config.batch={config.batch}, so no step would ever be made; use a batch "
+            f"of at most {config.data.train_examples}."
+        )
+    total = config.total_steps
+    if total is None:
+        total = round(config.total_epochs * per_epoch)
+    if total < 1:
+        raise ValueError(
+            f"config.total_epochs={config.total_epochs} (config.total_steps="
+            f"{config.total_steps}) makes {total} steps; ask for at least one."
+        )
+    return per_epoch, total
+
+
+def refuse_accumulation(config, shapes) -> None:
+    """Batch statistics of a micro-batch are not those of the batch."""
+    kept = sorted(key for key in shapes if key != "params")
+    if config.accumulate > 1 and kept:
+        raise ValueError(
+            f"config.accumulate={config.accumulate}: stage {config.stage} keeps "
+            f"{', '.join(kept)} of the whole batch, which micro-batches would change; "
+            "use config.accumulate=1 on more devices, or config.remat=full."
+        )
 
 
 def new_state(variables: dict, tx) -> core.TrainState:

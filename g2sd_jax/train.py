@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import jax
 
-from g2sd_jax import checkpoint, core, metrics, optim, parallel, stages
+from g2sd_jax import checkpoint, core, metrics, parallel, stages
 from g2sd_jax import step as stepping
 from g2sd_jax import workdir as folder
 from g2sd_jax.data import order, source
 from g2sd_jax.models import layers
-from g2sd_jax.weights import torch_names
 
 DONE = "DONE"
 
@@ -35,7 +34,7 @@ def run(config, workdir: str) -> dict:
     # The machine, and the stage that is to run on it.
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config, mesh)
-    per_epoch, total = steps(config)
+    per_epoch, total = stepping.count(config)
     policy = core.one_of(
         "config.nonfinite.policy", config.nonfinite.policy, ("stop", "skip")
     )
@@ -52,16 +51,8 @@ def run(config, workdir: str) -> dict:
     frozen = frozen_variables(stage, config, example, mesh)
 
     # State: shapes before arrays, then born in the right place.
-    root = jax.random.key(config.seed)
-    keys = core.stream_keys(root, "init", "step")
-    shapes = jax.eval_shape(stage.init, keys["init"], example)
-    names = torch_names.names(shapes["params"])
-    rate = optim.learning_rate(config.optim, per_epoch, total)
-    tx = optim.build(config.optim, names, rate)
-    refuse_accumulation(config, shapes)
-    create = lambda variables: stepping.new_state(variables, tx)
-    abstract = jax.eval_shape(create, shapes)
-    where = parallel.shardings(abstract, mesh)
+    program = stepping.build(config, stage, mesh, example)
+    keys = program.keys()
 
     # Where do the weights come from? In this order:
     # 1. this run's own latest checkpoint, if it was interrupted;
@@ -69,25 +60,14 @@ def run(config, workdir: str) -> dict:
     # 3. the initialiser.
     saved = checkpoint.Manager(workdir, keep=config.checkpoint.keep)
     if saved.latest() is not None:
-        placed = jax.tree.map(_placed_shape, abstract, where)
-        state = saved.restore(placed)
+        state = saved.restore(program.state)
         metrics.say(f"restored step {int(state.step)}")
     else:
-        homes = parallel.shardings(shapes, mesh)
-        init = jax.jit(stage.init, out_shardings=homes)
-        variables = stage.warm_start(init(keys["init"], example))
-        variables = parallel.place(variables, homes)
-        state = jax.jit(create, out_shardings=where)(variables)
+        state = program.start(stage.warm_start(program.init(keys["init"])))
 
     # Steps. A run that was refused until here leaves no claim on the workdir.
     folder.claim(config, workdir)
-    step = jax.jit(
-        stepping.train_step(stage, tx, rate, config.accumulate),
-        donate_argnums=0,
-        out_shardings=(where, None),
-    )
     start = int(state.step)
-    key = parallel.place(keys["step"], parallel.replicated(mesh))
     writer = metrics.Writer(workdir, config, start, total, main)
     clock, late = metrics.Clock(config.batch), metrics.Late()
     watch = Watch(policy, config, writer, clock)
@@ -100,7 +80,7 @@ def run(config, workdir: str) -> dict:
             for number, batch in zip(
                 range(start + 1, total + 1), clock.watch(batches), strict=False
             ):
-                state, told = step(state, frozen, batch, key)
+                state, told = program.step(state, frozen, batch, keys["step"])
                 watch(late.swap(number, told))
                 if number == total or number % config.checkpoint.every == 0:
                     watch(late.last())  # Never save a step nobody looked at.
@@ -116,37 +96,6 @@ def run(config, workdir: str) -> dict:
     if main:
         folder.write_json(done, final)
     return final
-
-
-def steps(config) -> tuple[int, int]:
-    """Steps per epoch and in all; refuses an epoch shorter than one batch."""
-    per_epoch = config.data.train_examples // config.batch
-    if not per_epoch:
-        raise ValueError(
-            f"config.data.train_examples={config.data.train_examples} is less than one "
-            f"config.batch={config.batch}, so no step would ever be made; use a batch "
-            f"of at most {config.data.train_examples}."
-        )
-    total = config.total_steps
-    if total is None:
-        total = round(config.total_epochs * per_epoch)
-    if total < 1:
-        raise ValueError(
-            f"config.total_epochs={config.total_epochs} (config.total_steps="
-            f"{config.total_steps}) makes {total} steps; ask for at least one."
-        )
-    return per_epoch, total
-
-
-def refuse_accumulation(config, shapes) -> None:
-    """Batch statistics of a micro-batch are not those of the batch."""
-    kept = sorted(key for key in shapes if key != "params")
-    if config.accumulate > 1 and kept:
-        raise ValueError(
-            f"config.accumulate={config.accumulate}: stage {config.stage} keeps "
-            f"{', '.join(kept)} of the whole batch, which micro-batches would change; "
-            "use config.accumulate=1 on more devices, or config.remat=full."
-        )
 
 
 def frozen_variables(stage: core.Stage, config, example, mesh):
@@ -225,7 +174,3 @@ def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
         return found
 
     return judge
-
-
-def _placed_shape(shape, sharding):
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

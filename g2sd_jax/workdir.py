@@ -78,6 +78,11 @@ def cache_programs(config, workdir: str) -> None:
     if config.cache_dir is None and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return  # The environment's wins over our default, not over the config.
     folder = os.path.abspath(config.cache_dir or os.path.join(workdir, "cache"))
+    use_cache(folder)
+
+
+def use_cache(folder: str | None) -> None:
+    """Points JAX's cache of compiled programs at a folder, or at none."""
     if jax.config.jax_compilation_cache_dir != folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()

@@ -644,6 +644,13 @@ def sd_train_steps(tmp_path, stem):
     stage = stages.build(config)
     arrays = under(golden, "param/student")
     params = trained(config, stage, arrays)
+    frozen, teacher = stage.frozen(), config.teacher.model
+    seen = outputs(
+        vit.classifier(teacher, config.data.classes),
+        frozen,
+        nhwc(golden["input/images"][0]),
+    )
+    agree(seen.logits, golden["output/teacher_logits_first"], "teacher_logits_first")
     terms = [("loss/nkd", "loss_gt", 1), ("loss/nkd", "loss_dis", 1)]
     if loss == "hard":
         terms = [("loss/xent", "loss_gt", 2), ("loss/hard", "loss_dis", 2)]
@@ -652,7 +659,7 @@ def sd_train_steps(tmp_path, stem):
         config,
         stage,
         params,
-        stage.frozen(),
+        frozen,
         {"image": nhwc(golden["input/images"]), "target": golden["input/soft_targets"]},
         terms,
     )

@@ -208,12 +208,13 @@ def tree(rng, scale=1.0):
     return {"head": {k: jnp.asarray(v, jnp.float32) for k, v in leaves.items()}}
 
 
+LARS = dict(name="lars", preset="linprobe", trust_coefficient=0.001, momentum=0.9)
+
+
 def test_lars_by_hand_with_a_changing_rate(rng):
     start, grads, rates = tree(rng), [tree(rng) for _ in range(4)], [0.0, 3.0, 6.0, 1.0]
     grads[2]["head"]["kernel"] *= 0  # Without a norm there is no ratio.
-    config = optimiser(
-        "pretrain", name="lars", preset="linprobe", wd=0.1, trust_coefficient=0.001
-    )
+    config = optimiser("pretrain", wd=0.1, **LARS)
     seen, _ = run(config, rates, grads, start)
     w, b = (np.float64(start["head"][key]) for key in ("kernel", "bias"))
     m_w, m_b = 0 * w, 0 * b
@@ -229,8 +230,7 @@ def test_lars_by_hand_with_a_changing_rate(rng):
 def test_lars_does_not_scale_without_a_norm():
     start = jax.tree.map(jnp.zeros_like, tree(np.random.default_rng(0)))
     grad = jax.tree.map(jnp.ones_like, start)
-    keys = dict(name="lars", preset="linprobe", wd=0.0, trust_coefficient=0.001)
-    seen, _ = run(optimiser("pretrain", **keys), [2.0], [grad], start)
+    seen, _ = run(optimiser("pretrain", wd=0.0, **LARS), [2.0], [grad], start)
     np.testing.assert_allclose(seen[0]["kernel"], -2)
 
 

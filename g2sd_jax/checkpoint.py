@@ -23,8 +23,14 @@ class Manager:
 
     def __init__(self, workdir: str, keep: int | None = None):
         folder = os.path.join(os.path.abspath(workdir), FOLDER)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._orbax = ocp.CheckpointManager(folder, options=options)
+        self._orbax = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            item_handlers=dict(
+                state=ocp.PyTreeCheckpointHandler(),
+                describe=ocp.JsonCheckpointHandler(),
+            ),
+        )
 
     def latest(self) -> int | None:
         return self._orbax.latest_step()
@@ -33,32 +39,34 @@ class Manager:
         if step in self._orbax.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             describe=ocp.args.JsonSave(dict(describe)),
         )
         self._orbax.save(step, args=items)
 
     def restore(self, abstract: core.TrainState) -> core.TrainState:
         """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say."""
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        args = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        )
+        items = ocp.args.Composite(state=args)
         return self._orbax.restore(self.latest(), args=items)["state"]
 
     def restore_params(self) -> tuple[dict, dict]:
         """Parameters as numpy and the description, without knowing the config."""
         step = self.latest()
-        described = ocp.args.Composite(describe=ocp.args.JsonRestore())
-        describe = self._orbax.restore(step, args=described)["describe"]
-        path = os.path.join(self._orbax.directory, str(step), "state")
-        with ocp.PyTreeCheckpointer() as reader:
-            shapes = reader.metadata(path).item_metadata.tree["params"]
-            wanted = {"params": jax.tree.map(lambda _: 0, shapes)}
-            numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-            args = ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(lambda _: numpy, wanted),
-                partial_restore=True,
-            )
-            return reader.restore(path, args=args)["params"], describe
+        params = self._orbax.item_metadata(step)["state"].tree["params"]
+        wanted = {"params": jax.tree.map(lambda _: 0, params)}
+        numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+        args = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=jax.tree.map(lambda _: numpy, wanted),
+            partial_restore=True,
+        )
+        items = ocp.args.Composite(state=args, describe=ocp.args.JsonRestore())
+        found = self._orbax.restore(step, args=items)
+        return found["state"]["params"], found["describe"]
 
     def close(self) -> None:
         self._orbax.wait_until_finished()

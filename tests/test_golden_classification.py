@@ -16,12 +16,12 @@ import pytest
 import safetensors.numpy
 
 import golden_files
-from g2sd_jax import checkpoint, optim, recipes, stages
+from g2sd_jax import checkpoint, core, optim, recipes, stages
 from g2sd_jax import step as stepping
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, mixup, patches, resize
-from g2sd_jax.stages import generic_distill
+from g2sd_jax.stages import generic_distill, linprobe
 from g2sd_jax.tasks import reconstruction
 from g2sd_jax.weights import torch_names
 from golden_files import agree
@@ -959,6 +959,134 @@ def test_checkpoint_transfer(tmp_path):
             agree(out.dist_logits, want, f"{name}: train_dist_logits")
 
 
+# DMAE.
+
+PROJECTIONS = {"fc-1layer": "fc", "mlp-1layer": "mlp", "none": "none"}
+
+
+def dmae_recipe(golden, **overrides):
+    return load_recipe(
+        "dmae_distill",
+        model_keys(golden, "student_"),
+        mask_ratio=given(golden, "mask_ratio"),
+        target="normalised" if given(golden, "norm_pix_loss") else "raw",
+        distill=dict(
+            student_blocks=tuple(golden["config/student_align_blocks"].tolist()),
+            teacher_blocks=tuple(golden["config/teacher_align_blocks"].tolist()),
+            projection=PROJECTIONS[given(golden, "projection_mode")],
+            norm=given(golden, "distill_func").lower(),
+        ),
+        **{"teacher.model": model_keys(golden, "teacher_"), **overrides},
+    )
+
+
+def dmae(stem, tmp_path):
+    golden = golden_files.load(stem)
+    config = dmae_recipe(golden, **with_teacher(tmp_path, golden))
+    stage = stages.build(config)
+    params = trained(config, stage, under(golden, "param/student"))
+    batch, draws = masked_inputs(golden)
+    frozen = stage.trim(stage.frozen())
+    loss, metrics, gradients = run(stage, params, batch, draws, frozen)
+    output = under(golden, "output")
+    agree(loss, output["loss_total"], "total")
+    agree(metrics["loss/pixel"], output["loss_reconstruction"], "reconstruction")
+    for block in config.distill.student_blocks:
+        want = output[f"loss_align_block{block}"]
+        agree(metrics[f"loss/align_block{block}"], want, f"alignment of {block}")
+    agree_gradients(gradients, under(golden, "grad/student"))
+    # The features that are aligned, of both.
+    masking = patches.mask(draws["noise"], config.mask_ratio)
+    for who, model in (("student", config.model), ("teacher", config.teacher.model)):
+        whole = mae.autoencoder(model, taps=True)
+        shapes = jax.eval_shape(
+            lambda key, whole=whole: mae.init(whole, key), jax.random.key(0)
+        )
+        weights = checkpoint.Weights(stem, under(golden, f"param/{who}"), {})
+        heads = (r"aligned_feature_projection_heads\..*",)
+        variables = checkpoint.graft(shapes, weights, grid=whole.grid, dropped=heads)
+        out = outputs(whole, variables, batch["image"], masking)
+        for block, want in under(golden, f"output/{who}_feature").items():
+            agree(out.taps[int(block)], want, f"{who} block {block}")
+        agree(out.latent, output[f"{who}_latent"], f"{who} latent")
+        agree(out.pixels, output[f"{who}_pred"], f"{who} prediction")
+
+
+def test_dmae_fc(tmp_path):
+    dmae("dmae_fc", tmp_path)
+
+
+def test_dmae_multi_l2_mlp(tmp_path):
+    dmae("dmae_multi_l2_mlp", tmp_path)
+
+
+def test_dmae_noproj(tmp_path):
+    dmae("dmae_noproj", tmp_path)
+
+
+# Linear probing.
+
+
+def test_linear_probe():
+    golden = golden_files.load("linear_probe")
+    features, label = golden["input/features"], golden["input/labels"]
+    steps = given(golden, "steps")
+    config = recipes.load(
+        "linprobe",
+        {
+            "data.train_examples": given(golden, "batch"),
+            "batch": given(golden, "batch"),
+            "total_steps": steps,
+            "optim.lr": given(golden, "lr"),
+            "optim.min_lr": given(golden, "lr"),
+            "optim.wd": given(golden, "weight_decay"),
+            "optim.momentum": given(golden, "momentum"),
+            "optim.trust_coefficient": given(golden, "trust_coefficient"),
+            "optim.warmup_epochs": 0.0,
+        },
+    )
+    probe = linprobe.Probe(given(golden, "num_classes"))
+    shapes = jax.eval_shape(
+        lambda key: probe.init(key, features[0], True), jax.random.key(0)
+    )
+
+    def loss(params, model_state, frozen, batch, draws, step):
+        given = params, model_state, batch["features"], batch["target"]
+        return linprobe.probe_loss(probe, *given)
+
+    stage = core.Stage(None, core.nothing, loss)
+    initial = {f"head.{name}": value for name, value in under(golden, "param").items()}
+    params = torch_names.from_torch(shapes["params"], initial)
+    rate = optim.learning_rate(config.optim, *stepping.count(config))
+    tx = optim.build(config.optim, torch_names.names(params), rate)
+    state = stepping.new_state(dict(shapes, params=params), tx)
+    state = state.replace(
+        model_state=torch_names.from_torch(
+            {"batch_stats": shapes["batch_stats"]}, initial
+        )
+    )
+    step = jax.jit(stepping.train_step(stage, tx, rate, 1))
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    classes = probe.classes
+    for i in range(steps):
+        target = mixup.smooth_one_hot(label[i], classes, 0.0)
+        batch = {"features": features[i], "target": target}
+        inputs = {}, batch, {}, i
+        grads, _ = gradient(state.params, state.model_state, *inputs)
+        grads = torch_names.to_torch(grads)
+        for name, want in under(golden, f"grad/{i}").items():
+            agree(grads[f"head.{name}"], want, f"gradient {i} of {name}")
+        state, told = step(state, {}, batch, jax.random.key(0))
+        agree(told["loss"], golden[f"output/loss/{i}"], f"loss {i}")
+        got = torch_names.to_torch(state.params)
+        got |= torch_names.to_torch(state.model_state)
+        for name, want in under(golden, f"output/state/{i}").items():
+            if not name.endswith("num_batches_tracked"):
+                agree(got[f"head.{name}"], want, f"{name} after step {i}")
+    logits = probe.apply(state.variables, features[0], False)
+    agree(logits, golden["output/eval_logits"], "eval_logits")
+
+
 # Initialisation, as distributions.
 
 SEEDS = 4
@@ -968,6 +1096,11 @@ def init_recipe(golden, kind, shapes):
     keys = model_keys(golden)
     if kind == "mae":
         return load_recipe("pretrain", keys)
+    if kind == "dmae_student":
+        width = shapes["aligned_feature_projection_heads.0.bias"][0]
+        teacher = {"teacher.model": dict(keys, width=width, heads=1)}
+        blocks = dict(student_blocks=(0,), teacher_blocks=(0,))
+        return load_recipe("dmae_distill", keys, distill=blocks, **teacher)
     if kind == "gd_student":
         teacher = dict(
             keys,
@@ -1028,6 +1161,10 @@ def test_init_stats_mae():
     init_stats("init_stats_mae", {"mae"})
 
 
+def test_init_stats_dmae():
+    init_stats("init_stats_dmae", {"dmae_student"})
+
+
 def test_init_stats_g2sd():
     kinds = {"gd_student", "classifier_dist", "classifier_dist_finetune_start"}
     init_stats("init_stats_g2sd", kinds | {"linear_probe_start"})
@@ -1049,7 +1186,7 @@ def init_stats(stem, kinds):
             torch_names.to_torch(init(jax.random.key(seed)), table_grid)
             for seed in range(SEEDS)
         ]
-        unbuilt = checkpoint.matching(names, UNTRAINED if kind != "mae" else ())
+        unbuilt = checkpoint.matching(names, UNTRAINED if kind == "gd_student" else ())
         assert set(draws[0]) == set(names) - unbuilt
         for i, name in enumerate(names):
             if name in unbuilt:

@@ -35,6 +35,14 @@ class Head(nn.Module):
         return nn.Dense(self.classes, kernel_init=init, name="1")(x)
 
 
+def probe_loss(probe: Probe, params, model_state, features, target):
+    """Cross-entropy of the probe on features [B, D] against soft targets [B, C]."""
+    logits, model_state = probe.apply(
+        {"params": params, **model_state}, features, True, mutable=["batch_stats"]
+    )
+    return core.total({"xent": cross_entropy.soft(logits, target)}, model_state)
+
+
 def build(config) -> core.Stage:
     """Only the head trains; the encoder is the frozen part of the stage."""
     if config.data.classes < 1:
@@ -56,13 +64,7 @@ def build(config) -> core.Stage:
     def loss(params, model_state, frozen, batch, draws, step):
         batch = augment.prepare(batch, draws, spec)
         features = encoder.apply(frozen, batch["image"]).pooled
-        return probe_loss(params, model_state, features, batch["target"])
-
-    def probe_loss(params, model_state, features, target):
-        logits, model_state = probe_head.apply(
-            {"params": params, **model_state}, features, True, mutable=["batch_stats"]
-        )
-        return core.total({"xent": cross_entropy.soft(logits, target)}, model_state)
+        return probe_loss(probe_head, params, model_state, features, batch["target"])
 
     def predict(variables, frozen, batch):
         batch = augment.prepare(batch, {}, plain)

@@ -16,7 +16,12 @@ from g2sd_jax import core
 from g2sd_jax.ops import patches
 
 STACKED = ("blocks", "decoder_blocks")
-WEIGHT = ("kernel", "scale")
+RENAMED = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 
 def leaf_names(path: str, leaf) -> tuple[str, ...]:
@@ -24,8 +29,9 @@ def leaf_names(path: str, leaf) -> tuple[str, ...]:
     parts = path.split(".")
     if parts[-2:] == ["patch_embed", "kernel"] or parts[-2:] == ["patch_embed", "bias"]:
         parts.insert(-1, "proj")
-    if parts[-1] in WEIGHT:
-        parts[-1] = "weight"
+    if parts[0] == "batch_stats":
+        del parts[0]
+    parts[-1] = RENAMED.get(parts[-1], parts[-1])
     at = next((i for i, part in enumerate(parts) if part in STACKED), None)
     if at is None:
         return (".".join(parts),)

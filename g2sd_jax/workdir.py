@@ -50,7 +50,9 @@ def claim(config, workdir: str) -> None:
     if jax.process_index() == 0:
         os.makedirs(workdir, exist_ok=True)
         write_json(os.path.join(workdir, CONFIG), plain(config))
-        write_json(os.path.join(workdir, "environment.json"), environment())
+        path = os.path.join(workdir, "environment.json")
+        if not os.path.exists(path):  # Of the start; a resume may run elsewhere.
+            write_json(path, environment())
 
 
 def _may_change(key: str) -> bool:
@@ -83,6 +85,8 @@ def cache_programs(config, workdir: str) -> None:
 
 def use_cache(folder: str | None) -> None:
     """Points JAX's cache of compiled programs at a folder, or at none."""
+    # JAX keeps what took a second; a chain of small models compiles many faster ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if jax.config.jax_compilation_cache_dir != folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()

@@ -24,9 +24,10 @@ NOTE = (
     "left to gain from the teacher's answers, so specific distillation is not expected "
     "to add much here, if anything. The lengths of the steps were chosen with other "
     "seeds (3 and 4) on these same held-out digits, after longer ones had shown no "
-    "advantage of distillation: trained three times as long, the student that is its "
-    "own masked autoencoder catches up. So the table shows what the stages buy when "
-    "training is short, and its accuracies are no unbiased estimate."
+    "advantage of distillation: with three times the masked and twice the fine-tuning "
+    "steps, the student that is its own masked autoencoder catches up. So the table "
+    "shows what the stages buy when training is short, and its accuracies are no "
+    "unbiased estimate."
 )
 
 
@@ -62,10 +63,10 @@ def steps(short=0):
     student = STUDENT | STUDENT_DECODER
     frozen = dict(model=teacher, checkpoint="{teacher_mae}")
     generic = dict(teacher=frozen, distill=dict(teacher_block=4))
-    # A fresh distillation token was no better in so few steps, on one of two seeds worse
-    # by 1 to 2.5 points, so the patches' mean is read. On its own training images the
-    # teacher is nearly certain: at temperature 1 its answers are the labels once more,
-    # which only doubles the gradient, and Adam does not see that.
+    # A fresh distillation token was no better in so few steps, on one of two seeds
+    # worse by 1 to 2.5 points, so the patches' mean is read. On its own training images
+    # the teacher is nearly certain: at temperature 1 its answers are the labels once
+    # more, which only doubles the gradient, and Adam does not see that.
     plain = dict(pool="avg", dist_token=False, readout="cls")
     answers = dict(
         model=STUDENT | plain,

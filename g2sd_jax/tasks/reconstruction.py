@@ -42,9 +42,9 @@ def measure(model, variables, batch, config, target: str):
     """
     spec = augment.spec(config, train=False)
     image = augment.prepare(batch, {}, spec)["image"]
-    noise = jax.random.uniform(
-        jax.random.key(config.seed), (len(image), model.grid[0] * model.grid[1])
-    )
+    # Always the same mask: two teachers are measured alike, and no seed recompiles.
+    count = len(image), model.grid[0] * model.grid[1]
+    noise = jax.random.uniform(jax.random.key(0), count)
     masking = patches.mask(noise, config.mask_ratio)
     out = model.apply(variables, image, masking)
     truth = pixels(image, model.patch, target)

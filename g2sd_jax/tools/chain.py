@@ -119,12 +119,12 @@ def shared(config: ConfigDict, workdir: str, seed: int) -> dict:
 
 
 def identity(config: ConfigDict) -> ConfigDict:
-    """The chain by step and key, so that a difference to another names the key."""
+    """What changes a number, by step and key, so that a difference names the key."""
     steps = {
         name: dict(recipe=spec, **nested(overrides))
         for name, spec, overrides in config.steps
     }
-    return ConfigDict(dict(config.to_dict(), steps=steps))
+    return ConfigDict(dict(seeds=config.seeds, steps=steps))
 
 
 def nested(overrides: Mapping) -> dict:

@@ -169,7 +169,7 @@ def load(workdir: str) -> Model:
     model = vit.classifier(config.model, config.data.classes, **layers.machine(config))
     variables = checkpoint.load_variables(
         workdir,
-        lambda key: vit.init(model, key),
+        lambda weights: lambda key: vit.init(model, key),
         grid=vit.grid(config.model),
         key="workdir",
     )
@@ -352,7 +352,10 @@ def reconstruct(workdir: str) -> dict[str, np.ndarray]:
     config = read_config(workdir)
     model = mae.autoencoder(config.model, **layers.machine(config))
     variables = checkpoint.load_variables(
-        workdir, lambda key: mae.init(model, key), grid=model.grid, key="workdir"
+        workdir,
+        lambda weights: lambda key: mae.init(model, key),
+        grid=model.grid,
+        key="workdir",
     )
     held_out = source.load(config, config.data.eval_split, evaluate=True)
     chosen = np.linspace(0, held_out.count - 1, EXAMPLES).astype(np.int64)

@@ -7,6 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 environment
 g2sd chain --config=chains/digits --workdir=runs/digits "$@"
-
-grep '^|' runs/digits/report.md
 echo "the whole report: $PWD/runs/digits/report.md"

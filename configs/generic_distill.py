@@ -5,9 +5,9 @@
     g2sd train --config=generic_distill:student=s16 --workdir=runs/gd_s \
         --config.teacher.checkpoint=runs/mae_b
 
-Published (G2SD, arXiv 2302.14771): 300 epochs, batch 2 x 8 x 256; with both stages ViT-S
-reaches 82.5 % and ViT-Ti 77.0 % top-1 on ImageNet-1k. A loss near 0.02 is healthy; one
-stuck near 0.2 is what a teacher with a random decoder gives.
+Published (G2SD, arXiv 2302.14771): 300 epochs, batch 2 x 8 x 256; with both stages
+ViT-S reaches 82.5 % and ViT-Ti 77.0 % top-1 on ImageNet-1k. A loss near 0.02 is
+healthy; one stuck near 0.2 is what a teacher with a random decoder gives.
 """
 
 from ml_collections import ConfigDict

@@ -128,6 +128,18 @@ def augment(**values):
     )
 
 
+def signal(**values):
+    """What a masked stage measures on the evaluation split, every `eval_epochs`."""
+    return ConfigDict(
+        dict(
+            loss=False,  # Its own loss, without augmentation.
+            neighbours=0,  # That vote on a label, by the encoder's features; 0 = off.
+            bank=10_000,  # Training pictures they are taken from.
+        )
+        | values
+    )
+
+
 def vit(size, image=224, **changes):
     """An encoder of `models.vit.SIZES`; a None is taken from that row."""
     model = ConfigDict(dict(size=size, image_size=(image, image), channels=3))
@@ -182,6 +194,8 @@ def smoke(config, args):
         config.checkpoint.every = 5
         config.optim.warmup_epochs = 0.5
         models = [(config.model, dict(width=192, depth=4, heads=4))]
+        if "signal" in config:
+            config.signal = signal(loss=True, neighbours=5, bank=40)
         if "teacher" in config:
             config.teacher.checkpoint = "random:0"
             models.append((config.teacher.model, dict(width=256, depth=6, heads=4)))

@@ -47,6 +47,10 @@ def run(config, workdir: str) -> dict:
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
     describe = dict(stage.describe, stage=config.stage, class_names=dataset.classes)
 
+    # A mistake in the evaluation set is told now, not after hours.
+    for evaluator in stage.evaluators.values():
+        next(iter(evaluator.batches()), None)
+
     # What is not trained: loaded first, so that a wrong teacher is told at once.
     frozen = frozen_variables(stage, config, example, mesh)
 

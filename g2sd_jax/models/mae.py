@@ -244,6 +244,21 @@ def init(model: Mae, key: jax.Array) -> dict:
     return model.init(key, image, masking)
 
 
+def encoder(model: Mae) -> Mae:
+    """The part that sees: no decoder and no heads."""
+    return model.clone(
+        dec_depth=0, feature_width=0, encoder_feature_width=0, align_blocks=()
+    )
+
+
+def features(model: Mae, variables: dict, image: jax.Array) -> jax.Array:
+    """[B, D] mean of the normed patch tokens, every patch visible; float32."""
+    count = model.grid[0] * model.grid[1]
+    everything = jnp.tile(jnp.arange(count)[None], (len(image), 1))
+    masking = patches.Masking(everything, everything, jnp.zeros(everything.shape))
+    return model.apply(variables, image, masking).latent[:, 1:].mean(axis=1)
+
+
 def trim(variables: dict, model: Mae) -> dict:
     """What `model`, a part of the autoencoder that owns `variables`, needs of them."""
 

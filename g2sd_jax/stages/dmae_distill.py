@@ -6,7 +6,7 @@ from g2sd_jax import checkpoint, core, metrics
 from g2sd_jax.losses import distill, masked
 from g2sd_jax.models import layers, mae
 from g2sd_jax.ops import augment, patches
-from g2sd_jax.tasks import reconstruction
+from g2sd_jax.tasks import reconstruction, signal
 
 
 def build(config) -> core.Stage:
@@ -72,7 +72,7 @@ def build(config) -> core.Stage:
         error = reconstruction.measure(whole, frozen, batch, config, target)
         return {"teacher/reconstruction_error": error}
 
-    return core.Stage(
+    stage = core.Stage(
         init,
         draw,
         loss,
@@ -82,6 +82,7 @@ def build(config) -> core.Stage:
         warm_start=lambda variables: reconstruction.warm_start(variables, config),
         describe=dict(mae.describe(config), target=config.target),
     )
+    return stage._replace(evaluators=signal.evaluators(config, stage, student))
 
 
 def _check(config, student: mae.Mae, whole: mae.Mae) -> None:

@@ -8,7 +8,7 @@ from g2sd_jax import checkpoint, core
 from g2sd_jax.losses import distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, patches
-from g2sd_jax.tasks import reconstruction
+from g2sd_jax.tasks import reconstruction, signal
 
 TOKENS = ("all", "masked", "visible")
 
@@ -87,7 +87,7 @@ def build(config) -> core.Stage:
         error = reconstruction.measure(whole, frozen, batch, config, target)
         return {"teacher/reconstruction_error": error}
 
-    return core.Stage(
+    stage = core.Stage(
         init,
         draw,
         loss,
@@ -97,6 +97,7 @@ def build(config) -> core.Stage:
         warm_start=lambda variables: reconstruction.warm_start(variables, config),
         describe=mae.describe(config),
     )
+    return stage._replace(evaluators=signal.evaluators(config, stage, student))
 
 
 def supervised(masking: patches.Masking, tokens: str):

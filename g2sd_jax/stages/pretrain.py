@@ -6,7 +6,7 @@ from g2sd_jax import core
 from g2sd_jax.losses import masked
 from g2sd_jax.models import layers, mae
 from g2sd_jax.ops import augment, patches
-from g2sd_jax.tasks import reconstruction
+from g2sd_jax.tasks import reconstruction, signal
 
 
 def build(config) -> core.Stage:
@@ -30,10 +30,11 @@ def build(config) -> core.Stage:
         return core.total({"pixel": pixel}, model_state)
 
     describe = dict(mae.describe(config), target=config.target)
-    return core.Stage(
+    stage = core.Stage(
         init,
         draw,
         loss,
         warm_start=lambda variables: reconstruction.warm_start(variables, config),
         describe=describe,
     )
+    return stage._replace(evaluators=signal.evaluators(config, stage, model))

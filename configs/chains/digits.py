@@ -8,10 +8,8 @@ Expected, mean of the three seeds: teacher at least 97 % of the 599 held-out dig
 G2SD above the student that was pre-trained on its own (MAE).
 """
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
-
 from configs import common
+from configs.chains import table
 
 SHAPE = dict(size="custom", image_size=(16, 16), channels=1, patch=4)
 TEACHER = dict(SHAPE, width=64, depth=4, heads=4)
@@ -33,36 +31,23 @@ NOTE = (
 
 def get_config(arguments=""):
     args = common.arguments(arguments, seeds=3)
-    config = ConfigDict()
-    config.title = "Generic-to-specific distillation on digits"
-    config.note = NOTE
-    # Fixed before anything was trained with them; none is chosen by its result.
-    config.seeds = (0,) if args.smoke else tuple(range(args.seeds))
-    config.cache_dir = placeholder(str)  # Compiled programs; None: WORKDIR/cache.
-    config.progress = True
-    config.steps = tuple(steps(args.steps or (40 if args.smoke else 0)))
-    # Method of the report's table: the step that made it. The first is the teacher.
-    config.rows = (
-        ("teacher", "teacher"),
-        ("MAE", "mae"),
-        ("MAE ms", "mae_ms"),
-        ("G2SD w/o S.D", "g2sd_generic"),
-        ("G2SD", "g2sd"),
+    return table.chain(
+        "Generic-to-specific distillation on digits",
+        NOTE,
+        steps(args.steps or (40 if args.smoke else 0)),
+        (0,) if args.smoke else range(args.seeds),
     )
-    config.reconstructions = "teacher_mae"  # The step whose guesses are drawn.
-    return config
 
 
 def steps(short=0):
-    """(name, recipe, overrides) in order; `{name}` is an earlier step's workdir.
+    """{step: (recipe, overrides)}.
 
     `short` steps per stage instead of the real number, if it is not 0.
     """
     pretrain, finetune = "pretrain:model=custom", "finetune:model=custom"
     teacher = TEACHER | TEACHER_DECODER
     student = STUDENT | STUDENT_DECODER
-    frozen = dict(model=teacher, checkpoint="{teacher_mae}")
-    generic = dict(teacher=frozen, distill=dict(teacher_block=4))
+    generic = dict(teacher=dict(model=teacher), distill=dict(teacher_block=4))
     # A fresh distillation token was no better in so few steps, on one of two seeds
     # worse by 1 to 2.5 points, so the patches' mean is read. On its own training images
     # the teacher is nearly certain: at temperature 1 its answers are the labels once
@@ -70,7 +55,7 @@ def steps(short=0):
     plain = dict(pool="avg", dist_token=False, readout="cls")
     answers = dict(
         model=STUDENT | plain,
-        teacher=dict(model=TEACHER, checkpoint="{teacher}"),
+        teacher=dict(model=TEACHER),
         distill=dict(temperature=2.0),
     )
     recipe = "specific_cls:student=custom,teacher=custom,loss=soft"
@@ -78,23 +63,23 @@ def steps(short=0):
     masked = lambda model, total: common_keys(
         model, short or total, lr=3e-3, warmup_epochs=5.0
     )
-    tuned = lambda model, start, total, lr: dict(
-        common_keys(model, short or total, lr=lr, warmup_epochs=2.0), init_from=start
+    tuned = lambda model, total, lr: common_keys(
+        model, short or total, lr=lr, warmup_epochs=2.0
     )
     # Seeds 3 and 4, MAE against G2SD w/o S.D: 95.0 and 96.6 with these 500 and 300
     # steps (two students a seed), 98.3 and 98.3 with 1500 and 600 (its teacher's masked
     # steps were 1000).
-    learner = lambda start: tuned(STUDENT, start, 300, 3e-3)
-    return (
-        ("teacher_mae", pretrain, masked(teacher, 1500)),
-        ("teacher", finetune, tuned(TEACHER, "{teacher_mae}", 600, 2e-3)),
-        ("student_mae", pretrain, masked(student, 500)),
-        ("student_generic", "generic_distill", masked(student, 500) | generic),
-        ("mae", finetune, learner("{student_mae}")),
-        ("mae_ms", recipe, learner("{student_mae}") | answers),
-        ("g2sd_generic", finetune, learner("{student_generic}")),
-        ("g2sd", recipe, learner("{student_generic}") | answers),
-    )
+    learner = tuned(STUDENT, 300, 3e-3)
+    return {
+        "teacher_mae": (pretrain, masked(teacher, 1500)),
+        "teacher": (finetune, tuned(TEACHER, 600, 2e-3)),
+        "student_mae": (pretrain, masked(student, 500)),
+        "student_generic": ("generic_distill", masked(student, 500) | generic),
+        "mae": (finetune, learner),
+        "mae_ms": (recipe, learner | answers),
+        "g2sd_generic": (finetune, learner),
+        "g2sd": (recipe, learner | answers),
+    }
 
 
 def common_keys(model, total_steps, **optim):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from g2sd_jax import core
+from g2sd_jax.ops import attention
 
 LN_EPS = 1e-6  # PyTorch's default is 1e-5; the papers' models all use this.
 
@@ -68,17 +69,6 @@ def standardise(x: jax.Array, eps: float = LN_EPS) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax attention in float32: [B, T, heads, head_dim] each, the same back."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    logits = logits * q.shape[-1] ** -0.5
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    # Divided after the value product: one pass less over [B, heads, T, T].
-    share = 1 / weights.sum(axis=-1)  # [B, heads, T]
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-    return out * share.swapaxes(1, 2)[..., None].astype(v.dtype)
-
-
 class PatchEmbed(nn.Module):
     """A p x p stride-p convolution, as the matrix product it is."""
 
@@ -116,7 +106,7 @@ class Attention(nn.Module):
         qkv = dense(3 * width, "qkv")(x)
         q, k, v = jnp.split(qkv, 3, axis=-1)
         shape = (batch, tokens, self.heads, width // self.heads)
-        out = attention(q.reshape(shape), k.reshape(shape), v.reshape(shape))
+        out = attention.attention(*(x.reshape(shape) for x in (q, k, v)))
         return dense(width, "proj")(out.reshape(x.shape)), (q, k, v)
 
 

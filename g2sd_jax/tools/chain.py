@@ -97,9 +97,14 @@ def plan(config: ConfigDict, workdir: str) -> list[Step]:
 
 
 def fill(overrides: Mapping, finished: Mapping[str, str]) -> dict:
-    """`{"a.b": value}` with each `{name}` in a text replaced by that step's workdir."""
+    """`{"a.b": value}` with each `{name}` in a text replaced by that step's workdir.
+
+    `{split}` stays: it is the data source's own, one archive per split.
+    """
 
     def workdir_of(match):
+        if match[1] == "split":
+            return match[0]
         return core.lookup("placeholder", match[1], finished)
 
     return {

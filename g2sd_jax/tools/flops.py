@@ -31,6 +31,9 @@ def _count(jaxpr) -> int:
             total += _dot(equation)
         elif name == "conv_general_dilated":
             total += _convolution(equation)
+        elif name == "cond":
+            # Forms of one thing for several platforms: the plainest is what was asked.
+            total += min(map(_count, _inner(equation)))
         else:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(map(_count, _inner(equation)))

@@ -1,0 +1,74 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The chain behind the paper's central table: a teacher, and a student four ways."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Step: the keys that tie it to earlier steps, whose workdirs stand in braces.
+LINKS = {
+    "teacher_mae": {},
+    "teacher": {"init_from": "{teacher_mae}"},
+    "student_mae": {},
+    "student_generic": {"teacher.checkpoint": "{teacher_mae}"},
+    "mae": {"init_from": "{student_mae}"},
+    "mae_ms": {"init_from": "{student_mae}", "teacher.checkpoint": "{teacher}"},
+    "g2sd_generic": {"init_from": "{student_generic}"},
+    "g2sd": {"init_from": "{student_generic}", "teacher.checkpoint": "{teacher}"},
+}
+
+# Method of the report's table: the step that made it. The first is the teacher.
+ROWS = (
+    ("teacher", "teacher"),
+    ("MAE", "mae"),
+    ("MAE ms", "mae_ms"),
+    ("G2SD w/o S.D", "g2sd_generic"),
+    ("G2SD", "g2sd"),
+)
+
+
+def chain(title, note, recipes, seeds):
+    """A chain config.
+
+    Args:
+        title: of the report.
+        note: a paragraph of the report: what its numbers can and can not say.
+        recipes: {step of LINKS: ("recipe:arguments", overrides)}.
+        seeds: fixed before anything is trained; none is chosen by its result.
+    """
+    config = ConfigDict(dict(title=title, note=note, seeds=tuple(seeds), rows=ROWS))
+    config.cache_dir = placeholder(str)  # Compiled programs; None: WORKDIR/cache.
+    config.progress = True
+    config.reconstructions = "teacher_mae"  # The step whose guesses are drawn.
+    config.steps = tuple(
+        (name, recipes[name][0], {**recipes[name][1], **links})
+        for name, links in LINKS.items()
+    )
+    return config
+
+
+def published(student, teacher, shared, changes=None):
+    """The published recipes as {step: (recipe, overrides)}.
+
+    Args:
+        student: row of the sizes table.
+        teacher: the same.
+        shared: overrides of every step, such as where the data are.
+        changes: {step: further overrides}.
+    """
+    both = f"student={student},teacher={teacher}"
+    recipes = {
+        "teacher_mae": f"pretrain:model={teacher}",
+        "teacher": f"finetune:model={teacher}",
+        "student_mae": f"pretrain:model={student}",
+        "student_generic": f"generic_distill:{both}",
+        "mae": f"finetune:model={student}",
+        "mae_ms": f"specific_cls:{both}",
+        "g2sd_generic": f"finetune:model={student}",
+        "g2sd": f"specific_cls:{both}",
+    }
+    changes = changes or {}
+    return {
+        name: (recipe, {**shared, **changes.get(name, {})})
+        for name, recipe in recipes.items()
+    }

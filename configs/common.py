@@ -75,6 +75,7 @@ def base():
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # Steps; files.
     config.nonfinite = ConfigDict(dict(policy="stop", bound=10))  # stop, skip.
     config.cache_dir = placeholder(str)  # Compiled programs; None: WORKDIR/cache.
+    config.profile = ()  # (10, 13) traces steps 10 to 12 into WORKDIR/profile.
     config.progress = True
     config.wandb = ""  # Weights & Biases project; "" = off.
     return config

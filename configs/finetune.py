@@ -5,23 +5,28 @@
     g2sd train --config=finetune:model=b16 --workdir=runs/ft_b \\
         --config.init_from=runs/mae_b
 
-Published (MAE): ViT-B 83.6 % top-1 on ImageNet-1k, 100 epochs, batch 1024.
+Published top-1 on ImageNet-1k: MAE ViT-B 83.6 %, L 85.9 %, H 86.9 %; after DMAE
+(`finetune:after=dmae`) ViT-B 84.0 %. Those runs also had RandAugment (rand-m9-mstd0.5)
+and random erasing (0.25), which are not in here yet.
 """
 
 from configs import common
 
-# Epochs, base learning rate, layer decay, drop path (MAE; the small ones as stage 2).
+# Epochs, warm-up, base learning rate, layer decay, drop path: MAE's, DMAE's for its
+# ViT-B, and for the small ones those of stage 2.
 RECIPES = {
-    "b16": (100.0, 5e-4, 0.65, 0.1),
-    "l16": (50.0, 1e-3, 0.75, 0.2),
-    "h14": (50.0, 1e-3, 0.75, 0.3),
+    "mae b16": (100.0, 5.0, 5e-4, 0.65, 0.1),
+    "mae l16": (50.0, 5.0, 1e-3, 0.75, 0.2),
+    "mae h14": (50.0, 5.0, 1e-3, 0.75, 0.3),
+    "dmae b16": (100.0, 20.0, 5e-4, 0.75, 0.15),
 }
-SMALL = (200.0, 1e-3, 0.75, 0.0)
+SMALL = (200.0, 5.0, 1e-3, 0.75, 0.0)
 
 
 def get_config(arguments=""):
-    args = common.arguments(arguments, model="b16")
-    epochs, rate, decay, drop_path = RECIPES.get(args.model, SMALL)
+    args = common.arguments(arguments, model="b16", after="mae")
+    row = f"{args.after} {args.model}"
+    epochs, warmup, rate, decay, drop_path = RECIPES.get(row, SMALL)
     config = common.base()
     config.stage = "finetune"
     config.task = "classification"
@@ -36,7 +41,7 @@ def get_config(arguments=""):
         "finetune",
         lr=rate * 1024 / 256,
         min_lr=1e-6,
-        warmup_epochs=5.0,
+        warmup_epochs=warmup,
         layer_decay=decay,
     )
     return common.smoke(config, args)

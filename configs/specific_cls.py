@@ -6,6 +6,8 @@
         --config.init_from=runs/gd_s --config.teacher.checkpoint=runs/ft_b
 
 Published: 200 epochs, batch 8 x 128; ViT-S 82.5 %, ViT-Ti 77.0 % top-1 on ImageNet-1k.
+Those runs also had RandAugment (rand-m9-mstd0.5) and random erasing (0.25), which are
+not in here yet.
 """
 
 from ml_collections import ConfigDict

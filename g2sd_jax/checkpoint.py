@@ -121,8 +121,24 @@ def read(path: str, key: str) -> Weights:
         params, describe = manager.restore_params()
     finally:
         manager.close()
-    grid = describe["grid"] if describe["kind"] == "mae" else None
+    grid = describe["grid"] if describe.get("kind") == "mae" else None
     return Weights(path, torch_names.to_torch(params, grid), describe)
+
+
+def check_pictures(weights: Weights, config, key: str) -> None:
+    """Refuses weights that were trained on pictures of another normalisation.
+
+    Foreign files do not say theirs; runs of this project do.
+    """
+    for name in ("mean", "std"):
+        theirs = weights.describe.get(name)
+        if theirs is not None and tuple(theirs) != tuple(config.data[name]):
+            raise ValueError(
+                f"{key}={weights.source!r} was trained with data.{name}="
+                f"{tuple(theirs)}, but config.data.{name}="
+                f"{tuple(config.data[name])}; set --config.data.{name}="
+                f"{','.join(map(str, theirs))}."
+            )
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> set[str]:

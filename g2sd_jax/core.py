@@ -22,7 +22,6 @@ MAY_CHANGE = (
     "cache_dir",
     "profile",
     "progress",
-    "data.workers",
     "wandb",
 )
 
@@ -61,9 +60,7 @@ class Task(NamedTuple):
     forward: Callable  # (variables, batch, draws) -> (outputs, model_state)
     terms: Callable  # (outputs, batch) -> {name: weighted scalar}
     augment: Callable  # (batch, draws) -> prepared batch
-    evaluators: (
-        Callable  # predict(variables, frozen, batch) | None -> {name: Evaluator}
-    )
+    evaluators: Mapping  # name -> Evaluator
     warm_start: Callable = identity  # variables -> variables of an earlier stage
     describe: Mapping = {}
 
@@ -130,6 +127,23 @@ def lookup(what: str, name: str, known: Mapping):
 def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
     """`value` itself if it is among `allowed`, else the error of `lookup`."""
     return lookup(what, value, {name: name for name in allowed})
+
+
+def require(config, where: str, keys: Iterable[str], because: str) -> None:
+    """Refuses a recipe that lacks keys which the value of another one asks for.
+
+    Args:
+        config: the group of keys, such as `config.optim`.
+        where: its name, for the error.
+        keys: what it must have.
+        because: the choice that reads them, and where a recipe with them is found.
+    """
+    missing = [f"{where}.{key}" for key in keys if key not in config]
+    if missing:
+        raise ValueError(
+            f"this recipe has no {', '.join(missing)}, which {because} reads; start "
+            "from a recipe that has them, or add them to yours."
+        )
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

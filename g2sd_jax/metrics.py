@@ -219,6 +219,35 @@ class Late:
         return step, {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
 
 
+class Profile:
+    """Traces the steps `config.profile=(start, stop)` into `workdir/profile`."""
+
+    def __init__(self, workdir, config, main: bool):
+        if config.profile and not (
+            len(config.profile) == 2 and 0 < config.profile[0] < config.profile[1]
+        ):
+            raise ValueError(
+                f"config.profile={tuple(config.profile)}: give the first step and the "
+                "one after the last, such as (10, 13); () is off."
+            )
+        self._steps = tuple(config.profile) if main else ()
+        self._folder = pathlib.Path(workdir) / "profile"
+        self._running = False
+
+    def before(self, step: int):
+        """Called before `step` is dispatched, counted from 1."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        elif self._running and step == self._steps[1]:
+            self.close()
+
+    def close(self):
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
 class Clock:
     """Splits the time of a logging interval into waiting for input and the rest.
 

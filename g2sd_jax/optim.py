@@ -57,6 +57,7 @@ def learning_rate(config, steps_per_epoch: float, total_steps: int) -> Callable:
     others multiply the schedule by a line from `warmup_start` to 1.
     """
     schedule = core.lookup("config.optim.schedule", config.schedule, SCHEDULES)
+    _require(config, "schedule", config.schedule)
     epochs = total_steps / steps_per_epoch
     if config.warmup_epochs >= epochs:
         raise ValueError(
@@ -146,8 +147,15 @@ PRESETS = {
 def hyper(config, names: Sequence[str]) -> dict[str, Hyper]:
     """{name: Hyper} by `config.optim.rules`, then the preset's."""
     preset = core.lookup("config.optim.preset", config.preset, PRESETS)
+    _require(config, "preset", config.preset)
     rules = [*config.rules, *preset(config, names)]
-    compiled = [(re.compile(regex), Hyper(**dict(said))) for regex, said in rules]
+    try:
+        compiled = [(re.compile(regex), Hyper(**dict(said))) for regex, said in rules]
+    except (re.error, TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.optim.rules={config.rules}: {error}; write ((regex, "
+            '{"wd": 0.0, "lr_scale": 1.0, "frozen": False}), ...), any of the three.'
+        ) from None
     found = {}
     for name in names:
         said = next((said for regex, said in compiled if regex.fullmatch(name)), None)
@@ -230,6 +238,38 @@ def lars(config, said) -> list:
     ]
 
 
+def _refuse_stacks(names):
+    leaf = dict(is_leaf=lambda node: isinstance(node, tuple))
+    if any(len(held) > 1 for held in jax.tree.leaves(names, **leaf)):
+        raise ValueError(
+            "config.optim.name=lars takes one trust ratio per parameter, but the "
+            "blocks of an encoder are stacked; it serves heads (stage linprobe)."
+        )
+
+
+# What a choice reads besides the keys that every recipe has.
+EXTRA = {
+    "schedule": {
+        "poly": ("power", "warmup_start"),
+        "steps": ("milestones", "decay", "warmup_start"),
+    },
+    "preset": {
+        "finetune": ("layer_decay", "decay_dist_token"),
+        "segmentation": ("layer_decay",),
+        "detection": ("layer_decay",),
+    },
+    "name": {
+        "adamw": ("b1", "b2", "eps"),
+        "lars": ("momentum", "trust_coefficient"),
+    },
+}
+
+
+def _require(config, key, value):
+    because = f"config.optim.{key}={value}"
+    core.require(config, "config.optim", EXTRA[key].get(value, ()), because)
+
+
 OPTIMISERS = {"adamw": adamw, "lars": lars}
 
 
@@ -242,7 +282,11 @@ def build(config, names: Mapping, rate: Callable) -> optax.GradientTransformatio
         rate: step -> learning rate, of `learning_rate`.
     """
     said = hyper_trees(config, names)
-    parts = core.lookup("config.optim.name", config.name, OPTIMISERS)(config, said)
+    parts = core.lookup("config.optim.name", config.name, OPTIMISERS)
+    _require(config, "name", config.name)
+    if config.name == "lars":
+        _refuse_stacks(names)
+    parts = parts(config, said)
     if config.clip:
         parts = [optax.clip_by_global_norm(config.clip), *parts]
     return optax.chain(*parts, _scaled(rate, said))

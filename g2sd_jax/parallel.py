@@ -23,6 +23,9 @@ SMALL = 2**12  # Elements below which a parameter is cheaper whole than gathered
 def make_mesh(config, devices=None) -> Mesh:
     """The mesh of `config.mesh`: `dict(data=-1, fsdp=1)`, at most one -1."""
     devices = jax.devices() if devices is None else devices
+    # In the order of the processes, so that each one's rows of a batch are contiguous
+    # and the global order of examples does not depend on the topology.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     data, fsdp = shape = (config.data, config.fsdp)
     count = len(devices)
     if any(side < 1 and side != -1 for side in shape) or shape == (-1, -1):
@@ -37,9 +40,8 @@ def make_mesh(config, devices=None) -> Mesh:
             "use -1 for the axis that should take the rest."
         )
     data, fsdp = (count // known if side == -1 else side for side in shape)
-    return jax.make_mesh(
-        (data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    grid = np.array(devices).reshape(data, fsdp)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch(config, mesh: Mesh) -> None:
@@ -97,6 +99,8 @@ def to_local(outputs):
     """The rows of batch-sharded outputs this host put in, as numpy."""
 
     def rows(array):
+        whole = array.sharding.shard_shape(array.shape)[1:] == array.shape[1:]
+        assert whole, f"only rows may be split, not {array.sharding}"
         shards = {s.index[0].start or 0: s for s in array.addressable_shards}
         return np.concatenate(
             [jax.device_get(shards[at].data) for at in sorted(shards)]

@@ -44,8 +44,8 @@ def build(config, stage: core.Stage, mesh, example) -> Program:
     born = jax.jit(create, out_shardings=where)
 
     def keys():
-        key = parallel.place(jax.random.key(config.seed), parallel.replicated(mesh))
-        return core.stream_keys(key, "init", "step")
+        make = lambda: core.stream_keys(jax.random.key(config.seed), "init", "step")
+        return jax.jit(make, out_shardings=parallel.replicated(mesh))()
 
     return Program(
         state=jax.tree.map(parallel.placed_shape, state, where),
@@ -62,6 +62,12 @@ def build(config, stage: core.Stage, mesh, example) -> Program:
 
 def count(config) -> tuple[int, int]:
     """Steps per epoch and in all; refuses an epoch shorter than one batch."""
+    for key in ("log_every", "eval_epochs", "checkpoint.every", "checkpoint.keep"):
+        value = core.flatten(config.to_dict())[key]
+        if value <= 0:
+            raise ValueError(f"config.{key}={value} must be positive.")
+    if config.seed < 0:
+        raise ValueError(f"config.seed={config.seed} must not be negative.")
     per_epoch = config.data.train_examples // config.batch
     if not per_epoch:
         raise ValueError(

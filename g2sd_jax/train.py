@@ -72,9 +72,10 @@ def run(config, workdir: str) -> dict:
     # Steps. A run that was refused until here leaves no claim on the workdir.
     folder.claim(config, workdir)
     start = int(state.step)
+    profile = metrics.Profile(workdir, config, main)
     writer = metrics.Writer(workdir, config, start, total, main)
     clock, late = metrics.Clock(config.batch), metrics.Late()
-    watch = Watch(policy, config, writer, clock)
+    watch = Watch(policy, config, total, writer, clock)
     judge = evaluation(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
@@ -84,6 +85,7 @@ def run(config, workdir: str) -> dict:
             for number, batch in zip(
                 range(start + 1, total + 1), clock.watch(batches), strict=False
             ):
+                profile.before(number)
                 state, told = program.step(state, frozen, batch, keys["step"])
                 watch(late.swap(number, told))
                 if number == total or number % config.checkpoint.every == 0:
@@ -92,14 +94,23 @@ def run(config, workdir: str) -> dict:
                         saved.save(number, state, describe)
                 if number % eval_every == 0 and number < total:
                     judge(number, state.variables, frozen)
-            final = {"step": total, **watch.told}
-            final |= judge(total, state.variables, frozen)
+            final = judge(total, state.variables, frozen)
     finally:
+        profile.close()
         saved.close()
         writer.close()
+    final = {"step": total, **last_losses(workdir), **final}
     if main:
         folder.write_json(done, final)
     return final
+
+
+def last_losses(workdir: str) -> dict:
+    """What the last logged step told, whichever process of the run made it."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    rows = metrics.read_lines(path) if os.path.exists(path) else []
+    told = next((row for row in reversed(rows) if "loss" in row), {})
+    return {key: value for key, value in told.items() if key.startswith("loss")}
 
 
 def frozen_variables(stage: core.Stage, config, example, mesh):
@@ -120,22 +131,21 @@ def frozen_variables(stage: core.Stage, config, example, mesh):
 class Watch:
     """Looks at each step's metrics, one step late: logs them, and acts on a bad one."""
 
-    def __init__(self, policy, config, writer: metrics.Writer, clock: metrics.Clock):
+    def __init__(self, policy, config, total, writer, clock):
         self._policy, self._bound = policy, config.nonfinite.bound
-        self._every = config.log_every
+        self._every, self._total = config.log_every, total
         self._writer, self._clock = writer, clock
-        self._skipped = 0
-        self.told = {}
+        self._skipped, self._first = 0, True
 
     def __call__(self, reported):
         if reported is None:
             return
         step, told = reported
         self._judge(step, told)
-        if not self.told:
+        if self._first:
             self._clock.read()  # The first interval holds the compilation.
-        self.told = told
-        if step % self._every == 0:
+        self._first = False
+        if step % self._every == 0 or step == self._total:
             self._writer.write(step, {**told, **self._clock.read()})
 
     def _judge(self, step, told):
@@ -156,7 +166,9 @@ class Watch:
 def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
     """(step, variables, frozen) -> metrics of every evaluator, logged."""
     predicts = {
-        name: jax.jit(evaluator.predict) for name, evaluator in stage.evaluators.items()
+        # Every output is split by rows only, or a host could not find its own again.
+        name: jax.jit(evaluator.predict, out_shardings=parallel.batch_sharding(mesh))
+        for name, evaluator in stage.evaluators.items()
     }
 
     def judge(step, variables, frozen) -> dict:

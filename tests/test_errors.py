@@ -68,6 +68,19 @@ CASES = {
     "preset": (["--config.optim.preset=finetuning"], "finetune"),
     "schedule": (["--config.optim.schedule=cos"], "cosine"),
     "warm-up": (["--config.optim.warmup_epochs=99"], "config.optim.warmup_epochs"),
+    "schedule keys": (["--config.optim.schedule=poly"], "config.optim.power"),
+    "lars keys": (["--config.optim.name=lars"], "config.optim.momentum"),
+    "preset keys": (["--config.optim.preset=finetune"], "config.optim.layer_decay"),
+    "stage keys": (["--config.stage=finetune"], "config.task"),
+    "rules": (["--config.optim.rules=(('(', {}),)"], "config.optim.rules"),
+    "rule": (["--config.optim.rules=(('.*', {'lr': 1}),)"], "lr_scale"),
+    "log": (["--config.log_every=0"], "config.log_every=0 must be positive"),
+    "save": (["--config.checkpoint.every=0"], "config.checkpoint.every=0"),
+    "seed": (["--config.seed=-1"], "config.seed=-1"),
+    "one side": (["--config.model.image_size=(96,)"], "(height, width)"),
+    "one bound": (["--config.augment.crop_area=(0.2,)"], "(lowest, highest)"),
+    "mixing": (["--config.augment.mixup=0.8"], "one picture at a time"),
+    "neighbours": (["--config.data.classes=0"], "config.signal.neighbours"),
     "policy": (["--config.nonfinite.policy=go"], "stop"),
 }
 
@@ -135,9 +148,9 @@ def test_encoder_only_file(refused, tmp_path):
 
 
 def test_foreign_files(refused, tmp_path):
-    for name, text in (("a.safetensors", "not a tensor"), ("a.pth", "a pickle")):
+    for name in ("a.safetensors", "a.pickle"):
         path = tmp_path / name
-        path.write_text(text)
+        path.write_text("not a tensor")
         assert "safetensors" in refused(*distill_from(path))
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -202,6 +215,27 @@ def test_label_outside_the_classes(refused, tmp_path):
     assert "config.data.classes=10" in error and "has 10" in error
 
 
+def test_weights_of_another_normalisation(refused, finetuned):
+    error = refused(
+        "--config=specific_cls:smoke",
+        *SMALL,
+        *(item.replace("config.model", "config.teacher.model") for item in SMALL),
+        f"--config.teacher.checkpoint={finetuned}",
+        "--config.data.mean=(0.5,)",
+    )
+    assert "set --config.data.mean=0.485,0.456,0.406" in error
+
+
+def test_keys_of_another_loss(refused):
+    error = refused("--config=specific_cls:smoke", "--config.distill.loss=soft")
+    assert "config.distill.beta" in error and "specific_cls:loss=soft" in error
+
+
+def test_the_teacher_is_called_the_teacher(refused):
+    error = refused("--config=specific_cls:smoke", "--config.teacher.model.size=b17")
+    assert "config.teacher.model.size='b17'" in error
+
+
 def test_workdir_of_another_config(refused, pretrained):
     error = refused(*PRETRAIN, "--config.seed=7", workdir=pretrained)
     assert "config.seed was 0, now 7" in error
@@ -213,4 +247,4 @@ def test_hard_labels_need_a_distillation_token(refused):
         "--config.model.dist_token=False",
         "--config.model.readout=cls",
     )
-    assert "config.distill.loss=soft or nkd" in error
+    assert "loss=soft" in error

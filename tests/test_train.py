@@ -7,13 +7,22 @@ import os
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import runs
-from g2sd_jax import checkpoint, core, metrics, parallel, recipes, train
+from g2sd_jax import (
+    checkpoint,
+    core,
+    metrics,
+    parallel,
+    recipes,
+    stages,
+    step,
+    train,
+)
 
 
 def losses(workdir) -> np.ndarray:
@@ -21,28 +30,55 @@ def losses(workdir) -> np.ndarray:
     return np.array([row["loss"] for row in rows if "loss" in row])
 
 
-def weights(workdir) -> dict:
-    return checkpoint.read(str(workdir), "test").arrays
+def state(config, workdir):
+    """The last state of a run, moments and batch statistics included."""
+    mesh = parallel.make_mesh(config.mesh)
+    example = {"image": np.zeros((8, 16, 16, 3), np.uint8)}
+    program = step.build(config, stages.build(config), mesh, example)
+    manager = checkpoint.Manager(str(workdir))
+    try:
+        return jax.device_get(manager.restore(program.state))
+    finally:
+        manager.close()
+
+
+def evaluations(workdir) -> dict:
+    with open(os.path.join(workdir, "DONE")) as file:
+        return {k: v for k, v in json.load(file).items() if not k.startswith("loss")}
+
+
+def splits(config, mesh_shape) -> set:
+    """The placements that a stage's parameters and moments have on a mesh."""
+    data, fsdp = mesh_shape
+    shape = mesh_shape_of(data, fsdp)
+    mesh = parallel.make_mesh(recipes.load("pretrain", {"mesh": shape}).mesh)
+    stage = stages.build(config)
+    example = {"image": np.zeros((8, 16, 16, 3), np.uint8)}
+    program = step.build(config, stage, mesh, example)
+    return {leaf.sharding.spec for leaf in jax.tree.leaves(program.state)}
+
+
+def mesh_shape_of(data, fsdp):
+    return dict(data=data, fsdp=fsdp)
 
 
 @pytest.mark.parametrize("stage", runs.STAGES)
-def test_same_losses_on_any_mesh(stage, tmp_path):
-    found = {}
+def test_same_numbers_on_any_mesh(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "SMALL", 1)  # So that even tiny arrays are split.
+    told, scored = {}, {}
     for data, fsdp in ((8, 1), (4, 2), (1, 8)):
         folder = str(tmp_path / f"{data}x{fsdp}")
-        config = runs.small(stage, mesh=dict(data=data, fsdp=fsdp), total_steps=4)
+        config = runs.small(stage, mesh=mesh_shape_of(data, fsdp), total_steps=4)
+        if stage == "pretrain":
+            config.signal.update(dict(loss=True, neighbours=5))
         train.run(config, folder)
-        found[data, fsdp] = losses(folder)
-    assert len(found[8, 1]) == 4
-    np.testing.assert_allclose(found[4, 2], found[8, 1], rtol=2e-5)
-    np.testing.assert_allclose(found[1, 8], found[8, 1], rtol=2e-5)
-
-
-def test_fsdp_splits_parameters_and_moments():
-    mesh = parallel.make_mesh(recipes.load("pretrain", {"mesh.fsdp": 2}).mesh)
-    kernel = jax.ShapeDtypeStruct((12, 64, 192), np.float32)
-    assert parallel.sharding(kernel, mesh).spec == P(None, None, "fsdp")
-    assert parallel.sharding(jax.ShapeDtypeStruct((7,), np.float32), mesh).spec == P()
+        told[fsdp], scored[fsdp] = losses(folder), evaluations(folder)
+        spread = {axis for spec in splits(config, (data, fsdp)) for axis in spec}
+        assert ("fsdp" in spread) == (fsdp > 1)
+    assert len(told[1]) == 4
+    for fsdp in (2, 8):
+        np.testing.assert_allclose(told[fsdp], told[1], rtol=2e-5)
+        assert scored[fsdp] == pytest.approx(scored[1], rel=2e-5)
 
 
 class Killed(Exception):
@@ -73,10 +109,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(stage, tmp_path, monkeypatch):
     assert len(losses(parts)) == 3  # Step 4 was not looked at yet.
     train.run(config, str(parts))
     np.testing.assert_array_equal(losses(parts), losses(whole))
-    expected, found = weights(whole), weights(parts)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    chex.assert_trees_all_equal(state(config, parts), state(config, whole))
+    assert (parts / "DONE").read_text() == (whole / "DONE").read_text()
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
@@ -93,7 +127,7 @@ def test_killed_between_last_checkpoint_and_done(tmp_path):
     first = train.run(config, str(tmp_path))
     (tmp_path / "DONE").unlink()
     again = train.run(config, str(tmp_path))
-    assert again["eval/top1"] == first["eval/top1"]
+    assert again == first
     assert json.loads((tmp_path / "DONE").read_text()) == again
 
 
@@ -171,9 +205,26 @@ def test_evaluation_set_is_looked_at_before_step_0(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_teacher_is_measured_and_trimmed(tmp_path, capsys):
-    train.run(runs.small("generic_distill", total_steps=1), str(tmp_path))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_teacher_is_measured_then_trimmed_and_cast(dtype, capsys):
+    config = runs.small("generic_distill", compute_dtype=dtype)
+    stage = stages.build(config)
+    mesh = parallel.make_mesh(config.mesh)
+    image = np.zeros((8, 16, 16, 3), np.uint8)
+    frozen = train.frozen_variables(stage, config, {"image": image}, mesh)["params"]
     assert "teacher/reconstruction_error: " in capsys.readouterr().out
+    kernel = frozen["decoder_blocks"]["attn"]["qkv"]["kernel"]
+    assert len(kernel) == config.distill.teacher_block
+    assert kernel.dtype == dtype
+    assert "decoder_pred" not in frozen and "decoder_norm" not in frozen
+
+
+def test_profile_traces_the_steps_asked_for(tmp_path):
+    config = runs.small("pretrain", total_steps=4, profile=(2, 3))
+    train.run(config, str(tmp_path))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(ValueError, match=r"such as \(10, 13\)"):
+        train.run(runs.small("pretrain", profile=(3,)), str(tmp_path / "wrong"))
 
 
 def test_a_new_random_stream_moves_no_other():

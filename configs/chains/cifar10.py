@@ -60,7 +60,7 @@ def get_config(arguments=""):
         "g2sd_generic": tuned | dict(model=STUDENT),
         "g2sd": tuned | dict(model=STUDENT) | answers,
     }
-    recipes = table.published("custom", "custom", shared, changes)
+    recipes = table.published(args, "custom", "custom", shared, changes)
     return table.chain(
         "Generic-to-specific distillation on CIFAR-10", NOTE, recipes, range(args.seeds)
     )

@@ -11,13 +11,16 @@ Published top-1: 81.5 (MAE), 81.9 (MAE ms), 82.0 (G2SD w/o S.D), 82.5 (G2SD).
 from configs import common
 from configs.chains import table
 
-NOTE = "Every step is a published recipe; published top-1 stand in the config's head."
+NOTE = (
+    "The recipes are the published ones where there is one (the student's own masked "
+    "pre-training is given MAE's), without RandAugment and random erasing."
+)
 
 
 def get_config(arguments=""):
     args = common.arguments(arguments, seeds=1, path="")
     shared = {"data.path": args.path, "eval_epochs": 10.0}
-    recipes = table.published("s16", "b16", shared)
+    recipes = table.published(args, "s16", "b16", shared)
     return table.chain(
         "ViT-B to ViT-S on ImageNet-1k", NOTE, recipes, range(args.seeds)
     )

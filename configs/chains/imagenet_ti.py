@@ -11,13 +11,16 @@ Published top-1: 75.2 (MAE), 75.9 (MAE ms), 76.3 (G2SD w/o S.D), 77.0 (G2SD).
 from configs import common
 from configs.chains import table
 
-NOTE = "Every step is a published recipe; published top-1 stand in the config's head."
+NOTE = (
+    "The recipes are the published ones where there is one (the student's own masked "
+    "pre-training is given MAE's), without RandAugment and random erasing."
+)
 
 
 def get_config(arguments=""):
     args = common.arguments(arguments, seeds=1, path="")
     shared = {"data.path": args.path, "eval_epochs": 10.0}
-    recipes = table.published("ti16", "b16", shared)
+    recipes = table.published(args, "ti16", "b16", shared)
     return table.chain(
         "ViT-B to ViT-Ti on ImageNet-1k", NOTE, recipes, range(args.seeds)
     )

@@ -47,10 +47,12 @@ def chain(title, note, recipes, seeds):
     return config
 
 
-def published(student, teacher, shared, changes=None):
+def published(args, student, teacher, shared, changes=None):
     """The published recipes as {step: (recipe, overrides)}.
 
     Args:
+        args: the chain's arguments; `smoke` and `steps` go to every recipe, and with
+            `smoke` the recipes' own small shapes and fake data stay.
         student: row of the sizes table.
         teacher: the same.
         shared: overrides of every step, such as where the data are.
@@ -68,7 +70,13 @@ def published(student, teacher, shared, changes=None):
         "g2sd": f"specific_cls:{both}",
     }
     changes = changes or {}
+    short = ",smoke" * args.smoke + f",steps={args.steps}" * bool(args.steps)
+    if args.smoke:
+        shared, changes = {}, {}
+        recipes = {
+            name: recipe.replace("custom", "b16") for name, recipe in recipes.items()
+        }
     return {
-        name: (recipe, {**shared, **changes.get(name, {})})
+        name: (recipe + short, {**shared, **changes.get(name, {})})
         for name, recipe in recipes.items()
     }

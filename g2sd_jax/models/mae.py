@@ -38,29 +38,29 @@ class Decoder(NamedTuple):
     heads: int
 
 
-def decoder(model) -> Decoder:
-    """Reads `config.model`: `dec256d4b` is 256 wide, 4 deep; a None comes from it."""
+def decoder(model, where: str = "config.model") -> Decoder:
+    """Reads a model's config: `dec256d4b` is 256 wide, 4 deep; a None comes from it."""
     match = re.fullmatch(r"dec(\d+)d(\d+)b|custom", model.decoder)
     if not match:
         raise ValueError(
-            f"config.model.decoder={model.decoder!r} is not known; write dec256d4b for "
-            "a decoder 256 wide and 4 deep, or custom with config.model.dec_*."
+            f"{where}.decoder={model.decoder!r} is not known; write dec256d4b for a "
+            f"decoder 256 wide and 4 deep, or custom with {where}.dec_*."
         )
     width, depth = (int(number) if number else None for number in match.groups())
     width = model.dec_width or width
     depth = model.dec_depth or depth
     heads = model.dec_heads or DECODER_HEADS.get(width)
     open_keys = [
-        f"config.model.dec_{key}"
+        f"{where}.dec_{key}"
         for key, value in (("width", width), ("depth", depth), ("heads", heads))
         if not value
     ]
     if open_keys:
         raise ValueError(
-            f"config.model.decoder={model.decoder!r} leaves {', '.join(open_keys)} "
+            f"{where}.decoder={model.decoder!r} leaves {', '.join(open_keys)} "
             f"open; set them (heads are known for widths {sorted(DECODER_HEADS)})."
         )
-    vit.check_heads("config.model.dec_*", width, heads)
+    vit.check_heads(f"{where}.dec_*", width, heads)
     return Decoder(width, depth, heads)
 
 
@@ -221,12 +221,12 @@ class Mae(nn.Module):
         return self._stack(x, self.dec_depth, self.dec_heads, "decoder_blocks").last
 
 
-def autoencoder(model, **changes) -> Mae:
-    """The whole `Mae` of `config.model`; `changes` leave parts out or add heads."""
-    vit.grid(model)
-    shape = decoder(model)
+def autoencoder(model, where: str = "config.model", **changes) -> Mae:
+    """The whole `Mae` of a config; `changes` leave parts out or add heads."""
+    vit.grid(model, where)
+    shape = decoder(model, where)
     fields = dict(
-        **vit.size(model)._asdict(),
+        **vit.size(model, where)._asdict(),
         image_size=tuple(model.image_size),
         channels=model.channels,
         mlp_ratio=model.mlp_ratio,

@@ -52,30 +52,34 @@ def check_heads(where: str, width: int, heads: int) -> None:
         )
 
 
-def size(model) -> Size:
-    """Reads `config.model`: the named row of `SIZES`, each None filled from it."""
-    row = Size(*core.lookup("config.model.size", model.size, SIZES))
+def size(model, where: str = "config.model") -> Size:
+    """Reads a model's config: the named row of `SIZES`, each None filled from it."""
+    row = Size(*core.lookup(f"{where}.size", model.size, SIZES))
     given = {key: model[key] for key in Size._fields if model[key] is not None}
     row = row._replace(**given)
-    missing = [f"config.model.{key}" for key in Size._fields if not getattr(row, key)]
+    missing = [f"{where}.{key}" for key in Size._fields if not getattr(row, key)]
     if missing:
         raise ValueError(
-            f"config.model.size={model.size!r} leaves {', '.join(missing)} open; "
+            f"{where}.size={model.size!r} leaves {', '.join(missing)} open; "
             "set them, or choose a named size."
         )
-    check_heads("config.model", row.width, row.heads)
+    check_heads(where, row.width, row.heads)
     return row
 
 
-def grid(model) -> tuple[int, int]:
-    """Rows and columns of patches of `config.model`."""
-    patch = size(model).patch
+def grid(model, where: str = "config.model") -> tuple[int, int]:
+    """Rows and columns of patches of a model's config."""
+    patch = size(model, where).patch
+    if len(model.image_size) != 2:
+        raise ValueError(
+            f"{where}.image_size={tuple(model.image_size)}: give (height, width)."
+        )
     height, width = model.image_size
     if height % patch or width % patch or not height or not width:
         near = [max(patch, round(side / patch) * patch) for side in (height, width)]
         raise ValueError(
-            f"config.model.image_size={(height, width)} is not a multiple of the patch "
-            f"({patch}); use {tuple(near)} or change config.model.patch."
+            f"{where}.image_size={(height, width)} is not a multiple of the patch "
+            f"({patch}); use {tuple(near)} or change {where}.patch."
         )
     return height // patch, width // patch
 
@@ -175,18 +179,18 @@ def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.concatenate([token, x], axis=1)
 
 
-def classifier(model, classes: int, **machine) -> Vit:
-    """The `Vit` of a classification `config.model`; `machine`: dtype, scan, remat."""
-    grid(model)
-    core.one_of("config.model.pool", model.pool, ("cls", "avg"))
-    core.one_of("config.model.readout", model.readout, ("cls", "dist", "mean"))
+def classifier(model, classes: int, where: str = "config.model", **machine) -> Vit:
+    """The `Vit` of a classifier's config; `machine`: dtype, scan, remat."""
+    grid(model, where)
+    core.one_of(f"{where}.pool", model.pool, ("cls", "avg"))
+    core.one_of(f"{where}.readout", model.readout, ("cls", "dist", "mean"))
     if model.readout != "cls" and not model.dist_token:
         raise ValueError(
-            f"config.model.readout={model.readout!r} needs a distillation head; set "
-            "config.model.dist_token=True or config.model.readout=cls."
+            f"{where}.readout={model.readout!r} needs a distillation head; set "
+            f"{where}.dist_token=True or {where}.readout=cls."
         )
     return Vit(
-        **size(model)._asdict(),
+        **size(model, where)._asdict(),
         image_size=tuple(model.image_size),
         channels=model.channels,
         mlp_ratio=model.mlp_ratio,

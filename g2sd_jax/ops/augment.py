@@ -44,6 +44,11 @@ def spec(config, train: bool) -> Spec:
     if not train:
         return fixed
     augment = config.augment
+    for key in ("crop_area", "crop_aspect"):
+        if len(augment[key]) not in (0, 2):
+            raise ValueError(
+                f"config.augment.{key}={tuple(augment[key])}: give (lowest, highest)."
+            )
     part = config.batch // config.accumulate
     if (augment.mixup or augment.cutmix) and part % 2:
         raise ValueError(

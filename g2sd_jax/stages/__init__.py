@@ -1,6 +1,10 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The papers: one file per training stage, found by `config.stage`."""
+"""The papers: one file per training stage, found by `config.stage`.
+
+A stage has `build(config) -> core.Stage`, and `NEEDS`, the keys its recipe has beside
+those that every recipe has.
+"""
 
 import importlib
 import pkgutil
@@ -16,4 +20,7 @@ def known() -> list[str]:
 def build(config) -> core.Stage:
     """The `Stage` of the file that `config.stage` names."""
     name = core.one_of("config.stage", config.stage, known())
-    return importlib.import_module(f"g2sd_jax.stages.{name}").build(config)
+    stage = importlib.import_module(f"g2sd_jax.stages.{name}")
+    because = f"config.stage={name} (the shipped recipe {name} has them)"
+    core.require(config, "config", stage.NEEDS, because)
+    return stage.build(config)

@@ -8,12 +8,14 @@ from g2sd_jax.models import layers, mae
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction, signal
 
+NEEDS = ("mask_ratio", "target", "signal", "teacher", "distill")
+
 
 def build(config) -> core.Stage:
     """Reconstruct the image, and align chosen encoder blocks with the teacher's."""
     said = config.distill
     machine = layers.machine(config)
-    whole = mae.autoencoder(config.teacher.model, **machine)
+    whole = mae.autoencoder(config.teacher.model, "config.teacher.model", **machine)
     student = mae.autoencoder(
         config.model,
         **machine,
@@ -43,12 +45,14 @@ def build(config) -> core.Stage:
         terms = {"pixel": masked.masked_pixel_loss(out.pixels, target, masking.removed)}
         blocks = zip(said.student_blocks, said.teacher_blocks, strict=True)
         for (mine, theirs), feature in zip(blocks, out.aligned, strict=True):
-            terms[f"align_block{mine}"] = said.weight * distill.align_loss(
+            distance = distill.align_loss(
                 feature,
                 seen.taps[theirs],
                 norm=said.norm,
                 unit=said.projection != "none",
             )
+            name = f"align_block{mine}"  # One block may have several teachers.
+            terms[name] = terms.get(name, 0.0) + said.weight * distance
         return core.total(terms, model_state)
 
     def frozen():
@@ -57,6 +61,8 @@ def build(config) -> core.Stage:
         )
 
     def fit(weights):
+        if weights is not None:
+            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
         if weights is None or weights.has_decoder:
             return lambda key: mae.init(whole, key)
         metrics.say(

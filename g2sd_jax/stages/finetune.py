@@ -4,6 +4,8 @@
 
 from g2sd_jax import core, tasks
 
+NEEDS = ("task",)
+
 
 def build(config) -> core.Stage:
     """The task's own loss and nothing else."""

@@ -10,6 +10,7 @@ from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction, signal
 
+NEEDS = ("mask_ratio", "signal", "teacher", "distill")
 TOKENS = ("all", "masked", "visible")
 
 
@@ -18,7 +19,7 @@ def build(config) -> core.Stage:
     weights = config.distill
     core.one_of("config.distill.tokens", weights.tokens, TOKENS)
     machine = layers.machine(config)
-    whole = mae.autoencoder(config.teacher.model, **machine)
+    whole = mae.autoencoder(config.teacher.model, "config.teacher.model", **machine)
     _check(config, whole)
     relations = weights.relation > 0
     teacher = whole.clone(
@@ -80,6 +81,7 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights, config.teacher.target)
+            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
         return lambda key: mae.init(whole, key)
 
     def probe(frozen, batch):
@@ -114,8 +116,8 @@ def check_teacher(weights: checkpoint.Weights, target: str) -> None:
         raise ValueError(
             f"config.teacher.checkpoint={weights.source!r} holds {weights.summary()}. "
             "Generic distillation needs the teacher's decoder: use the workdir of a "
-            "pretrain run or a full file such as mae_pretrain_vit_base_full.pth "
-            "converted to safetensors; encoder-only and fine-tuned files will not do."
+            "pretrain run or a full file such as mae_pretrain_vit_base_full.pth; "
+            "encoder-only and fine-tuned files will not do."
         )
     trained = weights.describe.get("target", target)
     if trained != target:

@@ -11,6 +11,8 @@ from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.tasks import classification
 
+NEEDS = ()
+
 
 class Probe(nn.Module):
     """BatchNorm without scale or bias, then one linear layer."""

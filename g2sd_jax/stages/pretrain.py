@@ -8,11 +8,13 @@ from g2sd_jax.models import layers, mae
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction, signal
 
+NEEDS = ("mask_ratio", "target", "signal")
+
 
 def build(config) -> core.Stage:
     """Predict the pixels of the patches that were removed."""
     model = mae.autoencoder(config.model, **layers.machine(config))
-    patches.check_mask_ratio(config.mask_ratio, model.grid[0] * model.grid[1])
+    reconstruction.check_masking(config, model.grid)
     spec = augment.spec(config, train=True)
 
     def init(key, batch):

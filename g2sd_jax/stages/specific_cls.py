@@ -8,16 +8,26 @@ from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.stages import finetune
 
-LOSSES = ("hard", "soft", "nkd")
+NEEDS = ("task", "teacher", "distill")
+LOSSES = {  # and the keys each reads
+    "hard": ("weight",),
+    "soft": ("beta", "temperature"),
+    "nkd": ("alpha", "temperature"),
+}
 
 
 def build(config) -> core.Stage:
     """Fine-tuning with a fine-tuned teacher's answers to the same mixed images."""
     kind = core.one_of("config.distill.loss", config.distill.loss, LOSSES)
+    because = f"config.distill.loss={kind} (specific_cls:loss={kind} has them)"
+    core.require(config.distill, "config.distill", LOSSES[kind], because)
     task = tasks.build(config)
     # In inference mode: no noise is passed, so nothing of the teacher is dropped.
     teacher = vit.classifier(
-        config.teacher.model, config.data.classes, **layers.machine(config)
+        config.teacher.model,
+        config.data.classes,
+        "config.teacher.model",
+        **layers.machine(config),
     )
     if teacher.image_size != tuple(config.model.image_size):
         raise ValueError(
@@ -27,7 +37,7 @@ def build(config) -> core.Stage:
     if kind == "hard" and not config.model.dist_token:
         raise ValueError(
             "config.distill.loss=hard is answered by the distillation head; set "
-            "config.model.dist_token=True, or config.distill.loss=soft or nkd."
+            "config.model.dist_token=True, or use specific_cls:loss=soft or loss=nkd."
         )
 
     def loss(params, model_state, frozen, batch, draws, step):
@@ -69,6 +79,7 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights)
+            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
         return lambda key: vit.init(teacher, key)
 
     def probe(frozen, batch):
@@ -87,6 +98,5 @@ def check_teacher(weights: checkpoint.Weights) -> None:
         raise ValueError(
             f"config.teacher.checkpoint={weights.source!r} holds {weights.summary()}. "
             "Specific distillation needs a fine-tuned teacher with its head: use the "
-            "workdir of a finetune run or a file such as mae_finetuned_vit_base.pth "
-            "converted to safetensors."
+            "workdir of a finetune run or a file such as mae_finetuned_vit_base.pth."
         )

@@ -73,6 +73,7 @@ def warm_start(variables, config, model: vit.Vit):
     if not config.init_from:
         return variables
     weights = checkpoint.read(config.init_from, "config.init_from")
+    checkpoint.check_pictures(weights, config, "config.init_from")
     unused = r"norm\..*" if model.pool == "avg" else r"fc_norm\..*"
     fresh = [r"head\..*", r"head_dist\..*", "dist_token"]
     if model.pool == "avg" and "fc_norm.weight" not in weights.arrays:

@@ -9,6 +9,8 @@ from g2sd_jax.losses import masked
 from g2sd_jax.models import vit
 from g2sd_jax.ops import augment, patches
 
+TARGETS = ("normalised", "raw")
+
 
 def draw(key, batch, config) -> dict:
     """Mask noise [B, N] float32 and the augmentation's draws."""
@@ -28,7 +30,7 @@ def pixels(image, patch: int, target: str):
         patch: side in pixels.
         target: normalised (each patch by its own mean and variance) or raw.
     """
-    core.one_of("config.target", target, ("normalised", "raw"))
+    core.one_of("config.target or config.teacher.target", target, TARGETS)
     target_patches = patches.patchify(image, patch)
     if target == "normalised":
         target_patches = masked.normalise_patches(target_patches)
@@ -60,7 +62,18 @@ def check_grids(config, teacher) -> None:
             f"{teacher.grid}; both must see the same patches: make image_size and "
             "patch agree."
         )
+    check_masking(config, grid)
+
+
+def check_masking(config, grid) -> None:
+    """Refuses a mask that leaves nothing, and pictures that are mixed."""
     patches.check_mask_ratio(config.mask_ratio, grid[0] * grid[1])
+    if config.augment.mixup or config.augment.cutmix:
+        raise ValueError(
+            f"config.augment.mixup={config.augment.mixup} and cutmix="
+            f"{config.augment.cutmix}: masked stages see one picture at a time; set "
+            "both to 0.0."
+        )
 
 
 def warm_start(variables, config):
@@ -68,4 +81,5 @@ def warm_start(variables, config):
     if not config.init_from:
         return variables
     weights = checkpoint.read(config.init_from, "config.init_from")
+    checkpoint.check_pictures(weights, config, "config.init_from")
     return checkpoint.graft(variables, weights, grid=vit.grid(config.model))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cheap signs of progress during masked stages: validation loss and neighbours."""
 
+import functools
 import itertools
 
 import jax
@@ -72,13 +73,13 @@ def mean_loss(config, stage: core.Stage, batches) -> core.Evaluator:
 def neighbours(config, student: mae.Mae, batches) -> core.Evaluator:
     """Top-1 of a vote among the nearest training pictures, by cosine (after DINO)."""
     encoder = mae.encoder(student)
+    bank_of = functools.cache(lambda: bank_of_config(config))
     plain = augment.spec(config, train=False)
 
     def both():
         """The bank's batches, then those that are judged."""
-        bank = bank_of(config)
         hosts = jax.process_index(), jax.process_count()
-        bank = order.eval_batches(bank, config.batch, *hosts)
+        bank = order.eval_batches(bank_of(), config.batch, *hosts)
         known = ((batch, [dict(e, bank=1) for e in them]) for batch, them in bank)
         asked = ((batch, [dict(e, bank=0) for e in them]) for batch, them in batches())
         return itertools.chain(known, asked)
@@ -141,7 +142,7 @@ def vote(bank, label, features, *, count, classes, temperature=0.07) -> np.ndarr
     return votes.argmax(axis=1)
 
 
-def bank_of(config):
+def bank_of_config(config):
     """`config.signal.bank` training pictures, the same ones all through a run."""
     dataset = source.load(config, config.data.train_split)
     chosen = order.epoch_order(config.seed, 0, dataset.count)[: config.signal.bank]

@@ -1,0 +1,81 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Counted FLOPs against the published table, and a bench of a tiny step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+from g2sd_jax import parallel, recipes, stages
+from g2sd_jax import step as stepping
+from g2sd_jax.tools import bench, flops, plan
+
+# GFLOPs per image at 224 (method, section 14), embedding the visible patches only; for
+# MAE and DMAE the table counts all patches' embedding, 0.35 to 0.58 more.
+PUBLISHED = {
+    "generic_distill:student=s16": 25.21,
+    "generic_distill:student=ti16": 17.21,
+    "specific_cls:student=s16": 62.76,
+    "specific_cls:student=ti16": 42.64,
+    "finetune:model=s16": 27.48,
+    "finetune:model=ti16": 7.46,
+    "pretrain:model=b16": 58.45 - 0.34,
+    "pretrain:model=l16": 124.22 - 0.46,
+    "dmae_distill": 81.83 - 0.57,
+}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_flops_of_the_published_recipes(recipe):
+    config = recipes.load(recipe, {"batch": 2, "mesh.data": 1})
+    config = bench.untrained(config, "scan")
+    stage = stages.build(config)
+    example = bench.invented_batch(config)
+    mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
+    program = stepping.build(config, stage, mesh, example)
+    # Shapes are enough: nothing of these sizes is computed here.
+    frozen = plan.frozen_shapes(stage, config, mesh)
+    counted = bench.model_flops(stage, program.state, frozen, example) / 1e9
+    assert counted == pytest.approx(PUBLISHED[recipe], abs=0.01)
+
+
+def test_flops_by_hand():
+    a, b = np.zeros((3, 4, 5), np.float32), np.zeros((3, 5, 6), np.float32)
+    product = lambda a, b: jnp.einsum("nij,njk->nik", a, b)
+    assert flops.matmul(product, a, b) == 2 * 3 * 4 * 5 * 6
+
+    def loop(a, b):
+        body = lambda total, _: (total + product(a, b).sum(), None)
+        return jax.lax.scan(body, 0.0, length=7)[0]
+
+    assert flops.matmul(jax.jit(loop), a, b) == 7 * 2 * 3 * 4 * 5 * 6
+    image, kernel = (
+        np.zeros((1, 8, 8, 2), np.float32),
+        np.zeros((3, 3, 2, 4), np.float32),
+    )
+    convolve = lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert flops.matmul(convolve, image, kernel) == 2 * 8 * 8 * 4 * 9 * 2
+
+
+def test_bench_of_a_tiny_step(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.0)
+    config = runs.small("generic_distill")
+    figures = bench.measure(config, "scan", peak=1.0, trace=str(tmp_path))
+    assert figures["batch"] == config.batch
+    per_second = figures["images_per_s"] * figures["step_ms"] / 1000
+    assert per_second == pytest.approx(config.batch)
+    rate = figures["gflop_per_image"] * figures["images_per_s"] / 1000
+    assert figures["tflops"] == pytest.approx(rate)
+    assert figures["share_of_peak"] == pytest.approx(rate / jax.device_count())
+    assert figures["compile_cached_s"] < figures["compile_cold_s"]
+    assert list(tmp_path.rglob("*.xplane.pb"))
+    assert "generic_distill on 8 x cpu" in bench.describe(figures)
+
+
+def test_unknown_topology_is_refused():
+    with pytest.raises(ValueError, match="--topology='v9' is not known"):
+        plan.devices_of("v9:2x2")

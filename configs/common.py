@@ -52,7 +52,6 @@ def base():
     config.accumulate = 1  # Micro-batches per step; the step equals the undivided one.
     config.total_epochs = 300.0
     config.total_steps = placeholder(int)  # Instead of total_epochs.
-    config.init_from = ""  # Workdir or weight file of an earlier stage; "" = fresh.
     config.compute_dtype = "bfloat16"  # Parameters, norms, softmax, losses: float32.
 
     config.data = ConfigDict()
@@ -197,6 +196,8 @@ def smoke(config, args):
         models = [(config.model, dict(width=192, depth=4, heads=4))]
         if "signal" in config:
             config.signal = signal(loss=True, neighbours=5, bank=40)
+        if "encoder" in config:
+            config.encoder.checkpoint = "random:0"
         if "teacher" in config:
             config.teacher.checkpoint = "random:0"
             models.append((config.teacher.model, dict(width=256, depth=6, heads=4)))

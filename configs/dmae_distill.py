@@ -35,6 +35,7 @@ def get_config(arguments=""):
     config.distill.projection = "fc"  # fc, mlp, mlp2, none (no unit length either)
     config.distill.norm = "l1"  # l1, l2
     config.distill.weight = 1.0
+    config.init_from = ""  # Workdir or file of the same architecture; "" = fresh.
     config.signal = common.signal()
     config.augment = common.augment(crop_area=(0.2, 1.0), flip=0.5)
     config.optim = common.adamw(

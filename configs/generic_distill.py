@@ -36,6 +36,7 @@ def get_config(arguments=""):
     config.distill.encoder_feature = 0.0
     config.distill.relation = 0.0
     config.distill.relation_groups = 12
+    config.init_from = ""  # Workdir or file of the same architecture; "" = fresh.
     config.signal = common.signal()
     config.augment = common.augment(crop_area=(0.2, 1.0), flip=0.5)
     config.optim = common.adamw(

@@ -3,10 +3,12 @@
 """Linear probing of a pre-trained encoder.
 
     g2sd train --config=linprobe:model=b16 --workdir=runs/probe_b \\
-        --config.init_from=runs/mae_b
+        --config.encoder.checkpoint=runs/mae_b
 
 Published (MAE): 67.8 / 76.0 / 77.2 % top-1 on ImageNet-1k for ViT-B / L / H.
 """
+
+from ml_collections import ConfigDict
 
 from configs import common
 
@@ -17,10 +19,9 @@ def get_config(arguments=""):
     config.stage = "linprobe"
     config.batch = 16384
     config.total_epochs = 50.0 if args.model in ("l16", "h14") else 90.0
-    config.init_from = ""  # Workdir or file of a pre-trained encoder; random:SEED.
+    config.encoder = ConfigDict()
+    config.encoder.checkpoint = ""  # Workdir or file with an encoder; random:SEED.
     config.model = common.classifier(args.model, pool="cls")
     config.augment = common.augment(crop_area=(0.08, 1.0), crop_tries=1, flip=0.5)
     config.optim = common.lars("linprobe", lr=0.1 * 16384 / 256, warmup_epochs=10.0)
-    if args.smoke:
-        config.init_from = "random:0"
     return common.smoke(config, args)

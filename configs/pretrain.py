@@ -21,6 +21,7 @@ def get_config(arguments=""):
     config.model = common.mae(args.model, decoder)
     config.mask_ratio = 0.75
     config.target = "normalised"  # normalised: each patch by its own statistics; raw.
+    config.init_from = ""  # Workdir or file of the same architecture; "" = fresh.
     config.signal = common.signal()
     config.augment = common.augment(crop_area=(0.2, 1.0), flip=0.5)
     config.optim = common.adamw(

@@ -264,3 +264,15 @@ def test_losses_of_a_short_run_are_drawn(tmp_path):
     path = os.path.join(tmp_path, "losses.png")
     report.draw_losses(curves).savefig(path)
     assert os.path.getsize(path) > 0
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in recipes.names() if n.startswith("chains/")]
+)
+def test_every_chain_shrinks(name, tmp_path):
+    planned = chain.plan(recipes.load(f"{name}:smoke,steps=2"), str(tmp_path))
+    assert len(planned) == 8
+    for step in planned:
+        assert step.config.total_steps == 2
+        assert step.config.data.source in ("fake", "digits")
+        assert step.config.compute_dtype == "float32"

@@ -11,7 +11,7 @@ from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.tasks import classification
 
-NEEDS = ()
+NEEDS = ("encoder",)
 
 
 class Probe(nn.Module):
@@ -75,10 +75,10 @@ def build(config) -> core.Stage:
 
     def frozen():
         return checkpoint.load_variables(
-            config.init_from,
+            config.encoder.checkpoint,
             lambda weights: lambda key: vit.init(encoder, key),
             grid=vit.grid(config.model),
-            key="config.init_from",
+            key="config.encoder.checkpoint",
             dropped=(*classification.PRETRAINING, r"head.*", r"fc_norm\..*"),
         )
 

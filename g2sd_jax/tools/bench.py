@@ -107,10 +107,9 @@ def untrained(config, form: str):
         config.scan = FORMS[form]
         config.total_steps = 1000
         config.optim.warmup_epochs = 0.0
-        if "teacher" in config and not config.teacher.checkpoint:
-            config.teacher.checkpoint = "random:0"
-        if config.stage == "linprobe" and not config.init_from:
-            config.init_from = "random:0"
+        for group in ("teacher", "encoder"):
+            if group in config and not config[group].checkpoint:
+                config[group].checkpoint = "random:0"
     return config
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from g2sd_jax import cli, core, recipes, train
@@ -55,10 +56,11 @@ def run(config: ConfigDict, workdir: str) -> None:
         print(f"[{position}/{len(steps)}] {step.name}: {told}", flush=True)
         began = time.perf_counter()
         train.run(step.config, step.workdir)
-        if not done:
+        if not done and jax.process_index() == 0:
             seconds[step.name] = time.perf_counter() - began
             folder.write_json(path, seconds)
-    print(report.write(config, workdir), flush=True)
+    if jax.process_index() == 0:
+        print(report.write(config, workdir), flush=True)
 
 
 def plan(config: ConfigDict, workdir: str) -> list[Step]:

@@ -185,7 +185,7 @@ def smoke(config, args):
         config.compute_dtype = "float32"
         config.batch = 16
         config.accumulate = 1
-        config.total_steps = 120
+        config.total_steps = 500  # Of 50 to 65 ms each on two cores.
         config.data.source = "fake"
         config.data.train_examples = 256
         config.data.classes = 10

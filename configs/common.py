@@ -118,6 +118,8 @@ def augment(**values):
             crop_aspect=(3 / 4, 4 / 3),
             crop_tries=10,  # Until a crop fits; with 1 it is clamped to the image.
             flip=0.0,  # Chance of a horizontal flip.
+            randaugment="",  # rand-mMEAN-mstdDEVIATION-inc1; "" = off.
+            erase=0.0,  # Chance that a box of the image becomes noise.
             mixup=0.0,  # Alpha of Beta(alpha, alpha); 0 = off.
             cutmix=0.0,
             switch=0.5,  # Chance of cutmix where both are on.

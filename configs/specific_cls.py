@@ -6,8 +6,6 @@
         --config.init_from=runs/gd_s --config.teacher.checkpoint=runs/ft_b
 
 Published: 200 epochs, batch 8 x 128; ViT-S 82.5 %, ViT-Ti 77.0 % top-1 on ImageNet-1k.
-Those runs also had RandAugment (rand-m9-mstd0.5) and random erasing (0.25), which are
-not in here yet.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +39,13 @@ def get_config(arguments=""):
         config.distill.alpha = 1.0  # Of the other classes' part.
         config.distill.temperature = 1.0
     config.augment = common.augment(
-        crop_area=(0.08, 1.0), flip=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1
+        crop_area=(0.08, 1.0),
+        flip=0.5,
+        randaugment="rand-m9-mstd0.5-inc1",
+        erase=0.25,
+        mixup=0.8,
+        cutmix=1.0,
+        smoothing=0.1,
     )
     config.optim = common.adamw(
         "finetune",

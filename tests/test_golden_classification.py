@@ -20,7 +20,7 @@ from g2sd_jax import checkpoint, core, optim, recipes, stages
 from g2sd_jax import step as stepping
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, mae, vit
-from g2sd_jax.ops import augment, mixup, patches, resize
+from g2sd_jax.ops import augment, mixup, patches, randaugment, resize
 from g2sd_jax.stages import generic_distill, linprobe
 from g2sd_jax.tasks import reconstruction
 from g2sd_jax.weights import torch_names
@@ -912,6 +912,35 @@ def test_mixup_cutmix():
             own = mixup.mix(jnp.asarray(image), jnp.eye(len(image)), draws)[1]
             share = np.full(len(image), want["lam_corrected"])
             agree(jnp.diag(own), share, f"{case}: lam_corrected", 1e-6)
+
+
+def test_randaugment_ops():
+    golden = golden_files.load("randaugment_ops")
+    image = jnp.asarray(golden["input/image"], jnp.float32)
+    levels, fill = golden["config/levels"], golden["config/fill"]
+    assert golden["config/names"].tolist() == list(randaugment.OPERATIONS)
+    policy = given(golden, "policy")
+    mean, deviation = given(golden, "magnitude"), given(golden, "magnitude_std")
+    assert randaugment.parse(policy) == (mean, deviation)
+    assert given(golden, "max_level") == randaugment.HIGHEST
+    operate = jax.jit(randaugment.operate, static_argnums=0)
+    seen = set()
+    for name, operation in randaugment.OPERATIONS.items():
+        cases = under(golden, f"output/{name}")
+        for way in sorted({key.split("/")[0] for key in cases}):
+            seen.add((name, way))
+            sign = {"pos": 1.0, "neg": -1.0}[way]
+            want = cases[f"{way}/image"].astype(int)
+            got = [operate(operation, image, m, sign, fill) for m in levels]
+            arguments = [operation.argument(m, sign) for m in levels]
+            agree(arguments, cases[f"{way}/arg"], f"{name} {way}: argument", 1e-6)
+            off = np.abs(np.stack(got) - want)
+            if operation.effect:
+                assert not off.any(), f"{name} {way}: off by {off.max()}"
+            else:  # Pillow's positions are double precision, then it cuts off.
+                few = (off > 0).mean()
+                assert off.max() <= 1 and few <= 0.01, f"{name} {way}: {few:.2%}"
+    assert len(seen) == sum(key.endswith("/arg") for key in golden)
 
 
 def test_checkpoint_transfer(tmp_path):

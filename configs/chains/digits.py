@@ -112,4 +112,6 @@ def common_keys(model, total_steps, **optim):
 
 
 def unmixed(model):
-    return {} if "decoder" in model else dict(mixup=0.0, cutmix=0.0, smoothing=0.0)
+    if "decoder" in model:
+        return {}
+    return dict(randaugment="", erase=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)

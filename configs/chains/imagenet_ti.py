@@ -13,7 +13,7 @@ from configs.chains import table
 
 NOTE = (
     "The recipes are the published ones where there is one (the student's own masked "
-    "pre-training is given MAE's), without RandAugment and random erasing."
+    "pre-training is given MAE's)."
 )
 
 

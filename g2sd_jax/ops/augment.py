@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from g2sd_jax import core
-from g2sd_jax.ops import mixup, resize
+from g2sd_jax.ops import erase, mixup, randaugment, resize
 
 
 class Spec(NamedTuple):
@@ -23,6 +23,8 @@ class Spec(NamedTuple):
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Width over height.
     crop_tries: int = 10  # Crops drawn until one fits, as in torchvision; 1: clamped.
     flip: float = 0.0
+    randaugment: str = ""  # A policy such as rand-m9-mstd0.5-inc1; "" = none.
+    erase: float = 0.0  # Chance that a box becomes noise.
     mixup: float = 0.0
     cutmix: float = 0.0
     switch: float = 0.5
@@ -56,12 +58,16 @@ def spec(config, train: bool) -> Spec:
             f"parts of {part}: mixing pairs the examples of a part, so it must be "
             "even; or set config.augment.mixup=0.0 and config.augment.cutmix=0.0."
         )
+    if augment.randaugment:
+        randaugment.parse(augment.randaugment)
     return fixed._replace(
         classes=config.data.classes,
         crop_area=tuple(augment.crop_area) if augment.crop_area else None,
         crop_aspect=tuple(augment.crop_aspect),
         crop_tries=augment.crop_tries,
         flip=augment.flip,
+        randaugment=augment.randaugment,
+        erase=augment.erase,
         mixup=augment.mixup,
         cutmix=augment.cutmix,
         switch=augment.switch,
@@ -74,8 +80,9 @@ def draw(key, batch, spec: Spec) -> dict:
     """Everything random in `prepare`: arrays [B, ...], or 0-d ones shared by the batch.
 
     Returns:
-        Of `crop` [B, 4] (y, x, height, width in canvas pixels), `flip` [B] bool and
-        `mixup.mix_draws`, those that `spec` asks for.
+        Of `crop` [B, 4] (y, x, height, width in canvas pixels), `flip` [B] bool, and
+        what `randaugment.draw`, `erase.draw` and `mixup.mix_draws` say, those that
+        `spec` asks for.
     """
     keys = core.stream_keys(key, "crop", "flip", "mix")
     count, *canvas = batch["image"].shape[:3]
@@ -91,6 +98,15 @@ def draw(key, batch, spec: Spec) -> dict:
         )
     if spec.flip > 0:
         draws["flip"] = jax.random.bernoulli(keys["flip"], spec.flip, (count,))
+    if spec.randaugment:
+        mean, deviation = randaugment.parse(spec.randaugment)
+        key_of = core.stream_keys(key, "randaugment")
+        draws |= randaugment.draw(
+            key_of["randaugment"], count, mean=mean, deviation=deviation
+        )
+    if spec.erase > 0:
+        key_of = core.stream_keys(key, "erase")
+        draws |= erase.draw(key_of["erase"], count, spec.image_size, spec.erase)
     if spec.mixup > 0 or spec.cutmix > 0:
         draws |= mixup.mix_draws(
             keys["mix"],
@@ -151,7 +167,7 @@ def centre_boxes(count, canvas, image_size):
 def prepare(batch, draws, spec: Spec) -> dict:
     """Opens every stage's loss: from here on `image` is float32 and normalised.
 
-    An image that arrives in floating point counts as cropped, flipped and normalised
+    An image that arrives in floating point counts as everything up to erased
     already, and a `target` that arrives as mixed already. What `draws` lacks is not
     done.
 
@@ -166,7 +182,12 @@ def prepare(batch, draws, spec: Spec) -> dict:
     batch = dict(batch)
     image, box = batch["image"], batch.pop("crop", draws.get("crop"))
     if not jnp.issubdtype(image.dtype, jnp.floating):
-        image = normalise(frame(image, box, draws.get("flip"), spec), spec)
+        image = frame(image, box, draws.get("flip"), spec)
+        if "ra_op" in draws:  # Its operations know whole grey levels only.
+            image = randaugment.apply(jnp.round(image), draws, fill(image, spec))
+        image = normalise(image, spec)
+        if "erase_box" in draws:
+            image = erase.apply(image, draws)
     image = image.astype(jnp.float32)
     if "target" not in batch and "label" in batch and spec.classes:
         target = mixup.smooth_one_hot(batch["label"], spec.classes, spec.smoothing)
@@ -188,6 +209,12 @@ def frame(image, boxes, flip, spec):
     if flip is not None:
         image = jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
     return image
+
+
+def fill(image, spec):
+    """[C] the data set's mean as whole grey levels: what is shown from outside."""
+    mean = [min(255, round(255 * value)) for value in spec.mean]
+    return jnp.broadcast_to(jnp.array(mean, jnp.float32), image.shape[-1:])
 
 
 def normalise(image, spec):

@@ -130,6 +130,19 @@ def augment(**values):
     )
 
 
+def supervised_augment():
+    """What fine-tuning and stage 2 publish."""
+    return augment(
+        crop_area=(0.08, 1.0),
+        flip=0.5,
+        randaugment="rand-m9-mstd0.5-inc1",
+        erase=0.25,
+        mixup=0.8,
+        cutmix=1.0,
+        smoothing=0.1,
+    )
+
+
 def signal(**values):
     """What a masked stage measures on the evaluation split, every `eval_epochs`."""
     return ConfigDict(

@@ -33,15 +33,7 @@ def get_config(arguments=""):
     config.total_epochs = epochs
     config.init_from = ""  # Workdir or file of a pre-trained encoder.
     config.model = common.classifier(args.model, drop_path=drop_path)
-    config.augment = common.augment(
-        crop_area=(0.08, 1.0),
-        flip=0.5,
-        randaugment="rand-m9-mstd0.5-inc1",
-        erase=0.25,
-        mixup=0.8,
-        cutmix=1.0,
-        smoothing=0.1,
-    )
+    config.augment = common.supervised_augment()
     config.optim = common.adamw(
         "finetune",
         lr=rate * 1024 / 256,

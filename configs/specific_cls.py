@@ -38,15 +38,7 @@ def get_config(arguments=""):
     elif args.loss == "nkd":
         config.distill.alpha = 1.0  # Of the other classes' part.
         config.distill.temperature = 1.0
-    config.augment = common.augment(
-        crop_area=(0.08, 1.0),
-        flip=0.5,
-        randaugment="rand-m9-mstd0.5-inc1",
-        erase=0.25,
-        mixup=0.8,
-        cutmix=1.0,
-        smoothing=0.1,
-    )
+    config.augment = common.supervised_augment()
     config.optim = common.adamw(
         "finetune",
         lr=1e-3 * 1024 / 256,

@@ -69,7 +69,9 @@ def base():
     config.scan = True  # One compiled block, looped; False unrolls.
     config.remat = "none"  # none, dots, full: what the backward pass recomputes.
 
+    config.prefetch = 2  # Batches that lie on the device, ahead of the step.
     config.log_every = 50
+    config.shown = 32  # Pictures in WORKDIR/first_batch.png; 0 = none.
     config.eval_epochs = 10.0  # Evaluate every so many epochs, and at the end.
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # Steps; files.
     config.nonfinite = ConfigDict(dict(policy="stop", bound=10))  # stop, skip.

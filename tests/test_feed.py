@@ -1,0 +1,142 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches ahead of the step: in order, bounded, timed, and ended when they end."""
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from g2sd_jax import feed
+
+SOON = 5.0  # Seconds that no test waits for in full.
+
+
+def until(condition):
+    end = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.001)
+
+
+def feed_threads():
+    return [each for each in threading.enumerate() if each.name == "feed"]
+
+
+class Source:
+    """Counts up; remembers how often it was asked, and that it was closed."""
+
+    def __init__(self):
+        self.asked, self.closed = 0, False
+
+    def __next__(self):
+        self.asked += 1
+        return self.asked
+
+    def close(self):
+        self.closed = True
+
+
+def test_batches_come_placed_and_in_order():
+    fed = feed.Feed(iter(range(50)), lambda batch: -batch, ahead=3)
+    assert list(fed) == [-batch for batch in range(50)]
+    with pytest.raises(StopIteration):  # And no wait for what will never come.
+        next(fed)
+    fed.close()
+
+
+def test_only_so_many_lie_ahead():
+    source = Source()
+    fed = feed.Feed(source, lambda batch: batch, ahead=2)
+    until(lambda: source.asked == 2)
+    time.sleep(0.05)
+    assert source.asked == 2
+    assert [next(fed), next(fed), next(fed)] == [1, 2, 3]
+    until(lambda: source.asked == 5)
+    time.sleep(0.05)
+    assert source.asked == 5
+    fed.close()
+    assert source.closed and not feed_threads()
+    assert source.asked == 5
+
+
+def test_an_error_of_the_source_is_raised_where_a_batch_is_asked_for():
+    def broken():
+        yield 1
+        raise ValueError("too many unreadable pictures")
+
+    fed = feed.Feed(broken(), lambda batch: batch, ahead=2)
+    assert next(fed) == 1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="too many unreadable"):
+            next(fed)
+    fed.close()
+
+
+def test_a_source_that_hangs_is_left():
+    gate = threading.Event()
+
+    def hanging():
+        gate.wait()
+        yield
+
+    fed = feed.Feed(hanging(), lambda batch: batch, ahead=1)
+    fed.close(patience=0.05)
+    gate.set()
+    until(lambda: not feed_threads())
+
+
+class Time:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_waiting_for_room_is_not_work():
+    now = Time()
+
+    def batches():
+        for number in itertools.count():
+            now.now += 0.25
+            yield number
+
+    def place(batch):
+        now.now += 0.5
+        return batch
+
+    fed = feed.Feed(batches(), place, ahead=2, now=now)
+    until(lambda: fed._ready.qsize() == 2)
+    now.now += 100.0  # Nobody takes one for a while.
+    assert fed.spent() == (2, 1.5)
+    assert fed.spent() == (0, 0.0)
+    next(fed)
+    until(lambda: fed._ready.qsize() == 2)
+    assert fed.spent() == (1, 0.75)
+    fed.close()
+
+
+def test_a_source_that_reads_ahead_tells_its_own_work():
+    now = Time()
+
+    class ReadsAhead(Source):
+        busy = 0.0
+
+        def __next__(self):
+            now.now += 50.0  # Not its work: it waited for somebody.
+            return super().__next__()
+
+    def place(batch):
+        now.now += 0.5
+        return batch
+
+    source = ReadsAhead()
+    fed = feed.Feed(source, place, ahead=2, now=now)
+    until(lambda: fed._ready.qsize() == 2)
+    source.busy += 3.0
+    assert fed.spent() == (2, 1.0 + 3.0)
+    source.busy += 2.0  # Read ahead, while the batches had no room.
+    assert fed.spent() == (0, 2.0)
+    fed.close()

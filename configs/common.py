@@ -121,6 +121,7 @@ def augment(**values):
             crop_tries=10,  # Until a crop fits; with 1 it is clamped to the image.
             flip=0.0,  # Chance of a horizontal flip.
             randaugment="",  # rand-mMEAN-mstdDEVIATION-inc1; "" = off.
+            color_jitter=(),  # (brightness, contrast, saturation, hue); () = off.
             erase=0.0,  # Chance that a box of the image becomes noise.
             mixup=0.0,  # Alpha of Beta(alpha, alpha); 0 = off.
             cutmix=0.0,

@@ -1,6 +1,6 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From the host's uint8 batch to what a network sees: crop, flip, normalise, mix."""
+"""From the host's uint8 batch to what a network sees: crop, flip, colour, mix."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from g2sd_jax import core
-from g2sd_jax.ops import erase, mixup, randaugment, resize
+from g2sd_jax.ops import colour, erase, mixup, randaugment, resize
 
 
 class Spec(NamedTuple):
@@ -24,6 +24,7 @@ class Spec(NamedTuple):
     crop_tries: int = 10  # Crops drawn until one fits, as in torchvision; 1: clamped.
     flip: float = 0.0
     randaugment: str = ""  # A policy such as rand-m9-mstd0.5-inc1; "" = none.
+    color_jitter: tuple[float, ...] = ()  # Amounts, of `colour.OPERATIONS`.
     erase: float = 0.0  # Chance that a box becomes noise.
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -67,6 +68,7 @@ def spec(config, train: bool) -> Spec:
         crop_tries=augment.crop_tries,
         flip=augment.flip,
         randaugment=augment.randaugment,
+        color_jitter=colour.check(augment.color_jitter, config.model.channels),
         erase=augment.erase,
         mixup=augment.mixup,
         cutmix=augment.cutmix,
@@ -81,8 +83,8 @@ def draw(key, batch, spec: Spec) -> dict:
 
     Returns:
         Of `crop` [B, 4] (y, x, height, width in canvas pixels), `flip` [B] bool, and
-        what `randaugment.draw`, `erase.draw` and `mixup.mix_draws` say, those that
-        `spec` asks for.
+        what the `draw` of `randaugment`, `colour` and `erase` and `mixup.mix_draws`
+        say, those that `spec` asks for.
     """
     keys = core.stream_keys(key, "crop", "flip", "mix")
     count, *canvas = batch["image"].shape[:3]
@@ -104,6 +106,9 @@ def draw(key, batch, spec: Spec) -> dict:
         draws |= randaugment.draw(
             key_of["randaugment"], count, mean=mean, deviation=deviation
         )
+    if any(spec.color_jitter):
+        key_of = core.stream_keys(key, "colour")
+        draws |= colour.draw(key_of["colour"], count, spec.color_jitter)
     if spec.erase > 0:
         key_of = core.stream_keys(key, "erase")
         draws |= erase.draw(key_of["erase"], count, spec.image_size, spec.erase)
@@ -189,6 +194,8 @@ def prepare(batch, draws, spec: Spec) -> dict:
         image = frame(batch, draws, spec)
         if "ra_op" in draws:
             image = randaugment.apply(image, draws, fill(image, spec))
+        if "jitter_order" in draws:
+            image = colour.apply(image, draws)
         image = normalise(image, spec)
         if "erase_box" in draws:
             image = erase.apply(image, draws)

@@ -37,11 +37,11 @@ class Clock:
         self._running = []  # (batch came, future) of steps whose end is not known yet.
         self._came = self._ended = now()
         self._rates = {}  # Of either side, as last known.
+        self._made, self._took, self._ran, self._busy = 0, 0.0, 0, 0.0
         self._restart()
 
     def _restart(self):
         self._began, self._waited, self._steps = self._now(), 0.0, 0
-        self._busy, self._ran = 0.0, 0
 
     def _in_thread(self, outputs):
         def end():
@@ -98,13 +98,17 @@ class Clock:
         """
         self._collect()
         seconds, steps, waited = self._now() - self._began, self._steps, self._waited
-        made, spent = self._feed.spent()
-        for side, count, took in (
-            ("input_images_per_sec", made, spent),
-            ("compute_images_per_sec", self._ran, self._busy),
-        ):
-            if count:  # In a short interval perhaps nothing was finished.
-                self._rates[side] = count * self._batch / max(took, 1e-9)
+        made, took = self._feed.spent()
+        self._made, self._took = self._made + made, self._took + took
+        # In a short interval perhaps nothing was finished: then the next one tells.
+        if self._made:
+            rate = self._made * self._batch / max(self._took, 1e-9)
+            self._rates["input_images_per_sec"] = rate
+            self._made, self._took = 0, 0.0
+        if self._ran:
+            rate = self._ran * self._batch / max(self._busy, 1e-9)
+            self._rates["compute_images_per_sec"] = rate
+            self._ran, self._busy = 0, 0.0
         self._restart()
         if not steps or seconds <= 0:
             return {}

@@ -17,7 +17,6 @@ MAY_CHANGE = (
     "mesh",
     "remat",
     "scan",
-    "prefetch",
     "log_every",
     "shown",
     "checkpoint",
@@ -25,6 +24,7 @@ MAY_CHANGE = (
     "profile",
     "progress",
     "wandb",
+    "data.prefetch",
 )
 
 

@@ -8,6 +8,47 @@ import time
 from collections.abc import Callable, Iterator
 
 
+class Meter:
+    """Seconds in which at least one thread was at work, as `with meter:` says."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now = now
+        self._lock = threading.Lock()
+        self._working, self._began, self._seconds = 0, now(), 0.0
+
+    def __enter__(self):
+        with self._lock:
+            self._count()
+            self._working += 1
+
+    def __exit__(self, *_error):
+        with self._lock:
+            self._count()
+            self._working -= 1
+
+    def _count(self):
+        """Adds what passed since the last change, if anybody worked."""
+        before, self._began = self._began, self._now()
+        if self._working:
+            self._seconds += self._began - before
+
+    def spent(self) -> float:
+        """Since this was asked last."""
+        with self._lock:
+            self._count()
+            seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def around(self, work: Callable) -> Callable:
+        """The same function, metered in whichever threads call it."""
+
+        def metered(*args, **kwargs):
+            with self:
+                return work(*args, **kwargs)
+
+        return metered
+
+
 class Feed:
     """Makes and places batches in a thread of its own, a bounded number ahead.
 
@@ -15,44 +56,29 @@ class Feed:
     batches. What goes wrong in the thread is raised where the batch is asked for.
 
     Args:
-        batches: of one process. One that reads ahead by itself has `busy`, a growing
-            number of seconds in which it worked rather than waited for room (of several
-            workers: their mean); of others, the time until they hand a batch over
-            counts. What was handed over must not be written to again: on CPUs the
-            placed batch is the same memory.
+        batches: of one process. What they handed over must not be written to again: on
+            CPUs the placed batch is the same memory.
         place: host batch -> placed batch, such as `parallel.to_global`.
         ahead: how many placed batches may wait.
-        now: seconds from anywhere, growing.
+        meter: runs while a batch is made and placed. Work that `batches` does ahead, in
+            threads of its own, has to be metered too, or a batch seems to take no time.
     """
 
-    def __init__(
-        self,
-        batches: Iterator,
-        place: Callable,
-        ahead: int,
-        now: Callable[[], float] = time.perf_counter,
-    ):
-        self._batches, self._place, self._now = batches, place, now
+    def __init__(self, batches: Iterator, place: Callable, ahead: int, meter: Meter):
+        self._batches, self._place, self._meter = batches, place, meter
         self._ready = queue.Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._made, self._seconds, self._busy = 0, 0.0, 0.0
-        self._reads_ahead = hasattr(batches, "busy")
+        self._made = self._told = 0
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
 
     def _work(self):
         try:
             while self._wait_for_room():
-                began = self._now()
-                batch = next(self._batches)
-                if self._reads_ahead:  # Its own seconds are asked for in `spent`.
-                    began = self._now()
-                batch = self._place(batch)
-                with self._lock:
-                    self._made += 1
-                    self._seconds += self._now() - began
+                with self._meter:
+                    batch = self._place(next(self._batches))
+                self._made += 1
                 self._ready.put((batch, None))
         except Exception as error:
             self._ready.put((None, error))
@@ -77,14 +103,10 @@ class Feed:
         return batch
 
     def spent(self) -> tuple[int, float]:
-        """Batches made since this was asked last, and the seconds they took."""
-        with self._lock:
-            made, seconds = self._made, self._seconds
-            self._made, self._seconds = 0, 0.0
-        if self._reads_ahead:
-            before, self._busy = self._busy, self._batches.busy
-            seconds += self._busy - before
-        return made, seconds
+        """Batches made since this was asked last, and seconds of work on them."""
+        made = self._made
+        before, self._told = self._told, made
+        return made - before, self._meter.spent()
 
     def close(self, patience: float = 10.0):
         """Ends the thread after the batch it is at; a source that hangs is left."""

@@ -67,7 +67,7 @@ def count(config) -> tuple[int, int]:
         "eval_epochs",
         "checkpoint.every",
         "checkpoint.keep",
-        "prefetch",
+        "data.prefetch",
     ):
         value = core.flatten(config.to_dict())[key]
         if value <= 0:

@@ -79,9 +79,11 @@ def run(config, workdir: str) -> dict:
     if not start:
         batch = parallel.to_global(example, mesh)
         summary.tell(config, stage, dataset, batch, keys["step"], workdir)
+    meter = feeds.Meter()
+    dataset = dataset._replace(fetch=meter.around(dataset.fetch))
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
     place = lambda batch: parallel.to_global(batch, mesh)
-    feed = feeds.Feed(batches, place, config.prefetch)
+    feed = feeds.Feed(batches, place, config.data.prefetch, meter)
     clock, late = clocks.Clock(config.batch, feed), metrics.Late()
     watch = Watch(policy, config, total, writer, clock)
     judge = evaluation(stage, mesh, writer, clock)

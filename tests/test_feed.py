@@ -39,7 +39,7 @@ class Source:
 
 
 def test_batches_come_placed_and_in_order():
-    fed = feed.Feed(iter(range(50)), lambda batch: -batch, ahead=3)
+    fed = feed.Feed(iter(range(50)), lambda batch: -batch, ahead=3, meter=feed.Meter())
     assert list(fed) == [-batch for batch in range(50)]
     with pytest.raises(StopIteration):  # And no wait for what will never come.
         next(fed)
@@ -48,7 +48,7 @@ def test_batches_come_placed_and_in_order():
 
 def test_only_so_many_lie_ahead():
     source = Source()
-    fed = feed.Feed(source, lambda batch: batch, ahead=2)
+    fed = feed.Feed(source, lambda batch: batch, ahead=2, meter=feed.Meter())
     until(lambda: source.asked == 2)
     time.sleep(0.05)
     assert source.asked == 2
@@ -66,7 +66,7 @@ def test_an_error_of_the_source_is_raised_where_a_batch_is_asked_for():
         yield 1
         raise ValueError("too many unreadable pictures")
 
-    fed = feed.Feed(broken(), lambda batch: batch, ahead=2)
+    fed = feed.Feed(broken(), lambda batch: batch, ahead=2, meter=feed.Meter())
     assert next(fed) == 1
     for _ in range(2):
         with pytest.raises(ValueError, match="too many unreadable"):
@@ -81,7 +81,7 @@ def test_a_source_that_hangs_is_left():
         gate.wait()
         yield
 
-    fed = feed.Feed(hanging(), lambda batch: batch, ahead=1)
+    fed = feed.Feed(hanging(), lambda batch: batch, ahead=1, meter=feed.Meter())
     fed.close(patience=0.05)
     gate.set()
     until(lambda: not feed_threads())
@@ -107,7 +107,7 @@ def test_waiting_for_room_is_not_work():
         now.now += 0.5
         return batch
 
-    fed = feed.Feed(batches(), place, ahead=2, now=now)
+    fed = feed.Feed(batches(), place, ahead=2, meter=feed.Meter(now))
     until(lambda: fed._ready.qsize() == 2)
     now.now += 100.0  # Nobody takes one for a while.
     assert fed.spent() == (2, 1.5)
@@ -118,25 +118,37 @@ def test_waiting_for_room_is_not_work():
     fed.close()
 
 
-def test_a_source_that_reads_ahead_tells_its_own_work():
+def test_a_meter_counts_the_time_in_which_anybody_works():
     now = Time()
+    meter = feed.Meter(now)
 
-    class ReadsAhead(Source):
-        busy = 0.0
+    def pass_(seconds):
+        now.now += seconds
+        return seconds
 
-        def __next__(self):
-            now.now += 50.0  # Not its work: it waited for somebody.
-            return super().__next__()
+    work = meter.around(pass_)
+    pass_(10.0)
+    with meter:
+        pass_(1.0)
+        assert work(2.0) == 2.0  # At the same time, so it counts once.
+        pass_(3.0)
+        assert meter.spent() == 6.0  # So far.
+        pass_(4.0)
+    pass_(20.0)
+    assert meter.spent() == 4.0
+    with pytest.raises(TypeError):
+        work()
+    pass_(30.0)
+    assert meter.spent() == 0.0
 
-    def place(batch):
-        now.now += 0.5
-        return batch
 
-    source = ReadsAhead()
-    fed = feed.Feed(source, place, ahead=2, now=now)
-    until(lambda: fed._ready.qsize() == 2)
-    source.busy += 3.0
-    assert fed.spent() == (2, 1.0 + 3.0)
-    source.busy += 2.0  # Read ahead, while the batches had no room.
-    assert fed.spent() == (0, 2.0)
+def test_work_ahead_of_the_feed_is_metered_by_its_own_calls():
+    meter = feed.Meter()
+    work = meter.around(lambda: time.sleep(0.05))
+    for _ in range(3):  # While nobody asks for a batch.
+        work()
+    fed = feed.Feed(iter(range(3)), lambda batch: batch, ahead=3, meter=meter)
+    until(lambda: fed._ready.qsize() == 3)
+    made, seconds = fed.spent()
+    assert made == 3 and 0.15 <= seconds < SOON
     fed.close()

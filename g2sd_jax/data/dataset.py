@@ -44,7 +44,8 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
     def rows(indices):
         return {name: array[indices] for name, array in arrays.items()}
 
-    return Dataset(len(image), tuple(classes), rows, rows, arrays.get("label"))
+    labels = arrays.get("label")
+    return Dataset(len(image), tuple(classes), rows, rows, labels=labels)
 
 
 def check_labels(label, classes, origin):

@@ -32,12 +32,10 @@ class Meter:
         if self._working:
             self._seconds += self._began - before
 
-    def spent(self) -> float:
-        """Since this was asked last."""
+    def total(self) -> float:
         with self._lock:
             self._count()
-            seconds, self._seconds = self._seconds, 0.0
-        return seconds
+            return self._seconds
 
     def around(self, work: Callable) -> Callable:
         """The same function, metered in whichever threads call it."""
@@ -69,7 +67,7 @@ class Feed:
         self._ready = queue.Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
-        self._made = self._told = 0
+        self._made = self._told = (0, 0.0)  # Batches, and the meter when they were.
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
 
@@ -78,7 +76,7 @@ class Feed:
             while self._wait_for_room():
                 with self._meter:
                     batch = self._place(next(self._batches))
-                self._made += 1
+                self._made = self._made[0] + 1, self._meter.total()
                 self._ready.put((batch, None))
         except Exception as error:
             self._ready.put((None, error))
@@ -103,10 +101,9 @@ class Feed:
         return batch
 
     def spent(self) -> tuple[int, float]:
-        """Batches made since this was asked last, and seconds of work on them."""
-        made = self._made
-        before, self._told = self._told, made
-        return made - before, self._meter.spent()
+        """Batches made since this was asked last, and seconds of work until then."""
+        before, self._told = self._told, self._made
+        return self._told[0] - before[0], self._told[1] - before[1]
 
     def close(self, patience: float = 10.0):
         """Ends the thread after the batch it is at; a source that hangs is left."""

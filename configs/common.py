@@ -57,6 +57,9 @@ def base():
     config.data = ConfigDict()
     config.data.source = "arrays"  # digits, arrays, fake
     config.data.path = ""
+    config.data.data_dir = ""  # Of TFDS; "" is its own, ~/tensorflow_datasets.
+    config.data.index_dir = "~/.cache/g2sd_jax"  # Where TFRecord files are indexed.
+    config.data.class_list = ""  # Outputs by name: a file, imagenet1k; "" = as sorted.
     config.data.train_split = "train"
     config.data.eval_split = "val"
     config.data.train_examples = IMAGENET  # Per epoch; checked against the real count.

@@ -1,0 +1,288 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Packs a set of pictures for fast reading: `g2sd prepare --source=… --out=… --size=…`.
+
+Every picture is turned upright and its shorter side shrunk to `--size`, once and for
+all; a JPEG that is small enough already is copied as it is (`data/packing.py`). Killed
+at any time, the same command goes on where it was, and ends with the same bytes.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+
+import PIL
+import tqdm
+from PIL import features
+
+from g2sd_jax import cli, core, recipes
+from g2sd_jax.data import packing, packs, prepared, source
+
+LEAST_PACK, MOST_PACKS = 4096, 256  # Pictures; files that stay open while training.
+UNREADABLE = "unreadable.jsonl"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser("prepare")
+    add = parser.add_argument
+    add("--source", help="a folder, a tar, or tfds:NAME; not with --verify alone")
+    add("--out", required=True, help="folder of the copy, made if it is not there")
+    add("--size", type=int, default=256, help="of the shorter side, never enlarged")
+    add("--splits", default="train,val", help="which splits, separated by commas")
+    add("--format", default="jpeg", help="jpeg, or raw: pixels, never decoded again")
+    add("--quality", type=int, default=95, help="of JPEG, 1 to 100")
+    add("--chroma", default="444", help="of JPEG: 444 (every pixel's own), 422, 420")
+    add("--data_dir", default="", help="where TFDS keeps its sets")
+    add("--pack", type=int, help="pictures in one file; default 4096, or in 256 files")
+    add("--workers", type=int, default=os.cpu_count(), help="threads that decode")
+    add("--max_bad_share", type=float, default=0.01, help="of unreadable pictures")
+    add("--verify", action="store_true", help="read what is there, check every byte")
+    args = parser.parse_args(argv)
+    check(args)
+    if args.source is None:
+        verify(Path(args.out).expanduser())
+    else:
+        run(args)
+    return 0
+
+
+def check(args) -> None:
+    """Refuses what is no number or name that the options take."""
+    core.one_of("--format", args.format, ("jpeg", "raw"))
+    core.one_of("--chroma", args.chroma, packing.CHROMA)
+    for name, low, high in (
+        ("size", 1, 65_500),  # JPEG's own limit.
+        ("quality", 1, 100),
+        ("pack", 1, 1 << 30),
+        ("workers", 1, 1024),
+        ("max_bad_share", 0, 1),
+    ):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name}={value} has to be {low} to {high}.")
+    if args.source is None and not args.verify:
+        raise ValueError(
+            "--source is missing: a folder, a tar, or tfds:NAME (only --verify of a "
+            "finished --out goes without)."
+        )
+
+
+def verify(out: Path) -> None:
+    """Reads a finished copy whole and compares every checksum."""
+    manifest = prepared.read_manifest(out)
+    files = [
+        file
+        for split in manifest["splits"].values()
+        for file in prepared.check(out, split)
+    ]
+    for file in tqdm.tqdm(files, "verify", unit="file", disable=None):
+        packs.verify(file)
+    print(f"{out}: all {len(files)} packs are as they were written.", flush=True)
+
+
+def run(args) -> None:
+    """Makes what is missing of the copy, then writes its manifest."""
+    out, splits = Path(args.out).expanduser(), sets(args)
+    job = describe(args, splits)
+    with claimed(out, job) as job:
+        told = {}
+        try:
+            for split, examples in splits.items():
+                (out / split).mkdir(exist_ok=True)
+                told[split] = make_split(args, out, split, examples, job)
+            finish(out, job, told)
+        except OSError as error:  # Of writing: a picture's own is listed as unreadable.
+            raise ValueError(
+                f"--out={out}: {error.strerror or error}; finished packs are kept. "
+                "Make room, or mend what stands in the way, and run the same again."
+            ) from error
+    for split, about in told.items():
+        print(
+            f"{split}: {about['count']} pictures of {len(about['classes'])} classes, "
+            f"{about['unreadable']} unreadable, "
+            f"{sum(pack['bytes'] for pack in about['packs']) / 1e6:.1f} MB",
+            flush=True,
+        )
+    print(f"Train with --config.data.source=prepared --config.data.path={out}")
+
+
+def sets(args) -> dict:
+    """The splits to be packed, as random access to encoded pictures."""
+    name = args.source if args.source.startswith("tfds:") else "folder"
+    config = recipes.load("pretrain", {"data.source": name, "data.path": args.source})
+    with config.unlocked():
+        config.data.data_dir = args.data_dir
+    opened = source.encoded_source(config)
+    return {split: opened(config, split) for split in args.splits.split(",")}
+
+
+def describe(args, splits) -> dict:
+    """What decides the bytes of the copy; a copy is only continued by the same."""
+    largest = max(examples.count for examples in splits.values())
+    return dict(
+        source=args.source,
+        size=args.size,
+        format=args.format,
+        quality=args.quality if args.format == "jpeg" else None,
+        chroma=args.chroma if args.format == "jpeg" else None,
+        pack=args.pack or max(LEAST_PACK, -(-largest // MOST_PACKS)),
+        made_with=f"Pillow {PIL.__version__}, "
+        f"libjpeg-turbo {features.version('libjpeg_turbo')}",
+        splits={split: listing(examples) for split, examples in splits.items()},
+    )
+
+
+def listing(examples) -> dict:
+    """How many examples there are, and a digest of their names, labels and classes."""
+    digest = hashlib.sha256(repr(examples.classes).encode())
+    if examples.labels is not None:
+        digest.update(examples.labels.tobytes())
+    for index in range(examples.count):
+        digest.update(
+            packing.own_name(examples, index).encode(errors="surrogateescape")
+        )
+    return dict(count=examples.count, sha256=digest.hexdigest())
+
+
+@contextlib.contextmanager
+def claimed(out: Path, job: dict) -> Iterator[dict]:
+    """Holds `out` for this process; yields the job as its first start wrote it."""
+    known = [out / prepared.MANIFEST, out / prepared.UNFINISHED]
+    held = set(out.iterdir()) if out.exists() else set()
+    if held - {part_of(known[1])} and not held & set(known):
+        raise ValueError(
+            f"--out={out} holds something else; give an empty folder or a new one."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--out={out}: another `g2sd prepare` is at it.") from None
+        if known[0].exists():
+            first = prepared.read_manifest(out)["job"]
+        elif known[1].exists():
+            first = json.loads(known[1].read_text(encoding="utf-8"))
+        else:
+            first = job
+            write_whole(known[1], to_text(job))
+        there, now = core.flatten(first), core.flatten(job)
+        different = [
+            f"{key} {there.get(key)!r} there, {now.get(key)!r} now"
+            for key in sorted({*there, *now} - {"source"})
+            if there.get(key) != now.get(key)
+        ]
+        if different:
+            raise ValueError(
+                f"--out={out} was begun as another copy: {'; '.join(different)}. Use "
+                "the same options, or another --out."
+            )
+        yield first
+    finally:
+        os.close(folder)
+
+
+def to_text(tree) -> str:
+    return json.dumps(tree, indent=1) + "\n"
+
+
+def part_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there whole or not at all, also when the power fails."""
+    part = part_of(path)
+    with open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def make_split(args, out, split, examples, job) -> dict:
+    """Packs what is missing of one split; what the manifest says of it."""
+    begins = range(0, examples.count, job["pack"])
+    files = [Path(split) / f"{number:05}.pack" for number in range(len(begins))]
+    make = functools.partial(packing.attempt, examples, job)
+    most_bad = args.max_bad_share * examples.count
+    bad = 0
+    with (
+        tqdm.tqdm(
+            desc=split, total=examples.count, unit="picture", disable=None
+        ) as bar,
+        futures.ThreadPoolExecutor(args.workers) as pool,
+    ):
+        for file, begin in zip(files, begins, strict=True):
+            wanted = range(begin, min(begin + job["pack"], examples.count))
+            if not is_whole(out / file, args.verify):
+                made = packing.ahead(pool, make, wanted, depth=4 * args.workers)
+                packs.write(out / file, counted(made, bar))
+            else:
+                bar.update(len(wanted))
+            bad += len(packs.index(out / file).bad)
+            if bad > most_bad:
+                raise ValueError(too_many(out / file, bad, examples.count, args))
+    return dict(
+        count=examples.count - bad,
+        unreadable=bad,
+        classes=list(examples.classes),
+        labelled=examples.labels is not None,
+        packs=[
+            dict(
+                file=file.as_posix(),
+                bytes=(out / file).stat().st_size,
+                sha256=packs.digest(out / file),
+            )
+            for file in files
+        ],
+    )
+
+
+def is_whole(path: Path, thoroughly: bool) -> bool:
+    """Whether a pack can be kept; one that cannot is made again."""
+    try:
+        packs.index(path)
+        if thoroughly:
+            packs.verify(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def counted(items, bar):
+    for item in items:
+        yield item
+        bar.update()
+
+
+def too_many(file, bad, count, args):
+    name, reason = packs.index(file).bad[-1]
+    return (
+        f"{bad} of {count} pictures cannot be read, which is more than --max_bad_share="
+        f"{args.max_bad_share}; the last one is {name}: {reason}. Mend the source, or "
+        "allow more."
+    )
+
+
+def finish(out: Path, job: dict, told: dict) -> None:
+    """Lists what was unreadable, then writes the manifest, last of all."""
+    lines = [
+        json.dumps(dict(split=split, name=name, reason=reason)) + "\n"
+        for split, about in told.items()
+        for pack in about["packs"]
+        for name, reason in packs.index(out / pack["file"]).bad
+    ]
+    for torn in out.glob("*/*.pack.part"):
+        torn.unlink()
+    write_whole(out / UNREADABLE, "".join(lines))
+    manifest = dict(layout=prepared.LAYOUT, job=job, splits=told)
+    write_whole(out / prepared.MANIFEST, to_text(manifest))
+    (out / prepared.UNFINISHED).unlink(missing_ok=True)

@@ -1,0 +1,279 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""TFDS sets: found by name, read undecoded, at random or one after another."""
+
+import io
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from g2sd_jax import cli, recipes
+from g2sd_jax.data import tfds_source, tfrecord
+
+with warnings.catch_warnings():  # Of the library's own making, at import.
+    warnings.simplefilter("ignore")
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+COUNTS = {"train": 23, "validation": 7}
+NAMES = ("ant", "bee", "cow")
+FORMATS = ("tfrecord", "array_record")
+
+
+class Insects(tfds.core.GeneratorBasedBuilder):
+    """JPEGs whose red says which example they are, in three shards a split."""
+
+    VERSION = tfds.core.Version("1.2.0")
+    MORE = {}
+
+    def _info(self):
+        features = dict(
+            file_name=tfds.features.Text(),
+            image=tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            label=tfds.features.ClassLabel(names=NAMES),
+            **self.MORE,
+        )
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, manager):
+        return {split: self._generate_examples(split) for split in COUNTS}
+
+    def _generate_examples(self, split):
+        for i in range(COUNTS[split]):
+            image = np.full((20 + i, 30, 3), (10 * i, 100, 50), np.uint8)
+            name = f"{split}/{i}.jpg"
+            yield name, dict(file_name=name, image=image, label=i % 3, **self.more())
+
+    def more(self):
+        return {}
+
+
+class Twofold(Insects):
+    """Two labels, of which no one is said to be the one."""
+
+    MORE = dict(breed=tfds.features.ClassLabel(num_classes=4))
+
+    def more(self):
+        return dict(breed=0)
+
+
+def build(kind, root, form):
+    config = tfds.download.DownloadConfig(num_shards=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        builder = kind(data_dir=str(root), file_format=form)
+        builder.download_and_prepare(download_config=config)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of each format with the prepared set in it."""
+    root = tmp_path_factory.mktemp("tfds")
+    for form in FORMATS:
+        build(Insects, root / form, form)
+    build(Twofold, root / "tfrecord", "tfrecord")
+    return root
+
+
+def recipe(data_dir, tmp_path, source="tfds:insects", classes=3, **more):
+    return recipes.load(
+        "finetune",
+        {
+            "data.source": source,
+            "data.data_dir": str(data_dir),
+            "data.index_dir": str(tmp_path / "index"),
+            "data.classes": classes,
+            **more,
+        },
+    )
+
+
+def number(data):
+    """Which example a picture is, by its height, and by its red, decoded."""
+    with Image.open(io.BytesIO(data)) as image:
+        red = np.asarray(image)[5, 5, 0]
+        assert abs(int(red) - 10 * (image.height - 20)) <= 3
+        return image.height - 20
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("split", ["train", "validation", "train[20%:70%]"])
+def test_every_example_is_read_undecoded_with_its_label(root, tmp_path, form, split):
+    held = tfds_source.load(recipe(root / form, tmp_path), split)
+    seen = [number(held.read(index)) for index in range(held.count)]
+    np.testing.assert_array_equal(held.labels, [i % 3 for i in seen])
+    assert held.labels.dtype == np.int32 and held.classes == NAMES
+    if split in COUNTS:
+        assert sorted(seen) == list(range(COUNTS[split]))
+    else:
+        assert held.count == 11 and len(set(seen)) == 11  # Rows 5 to 15 of 23.
+    assert held.name(4) == f"tfds:insects/{split}#4"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_order_is_the_library_s_own(root, tmp_path, form):
+    builder = tfds.builder("insects", data_dir=str(root / form))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    read = tfds.ReadConfig(interleave_cycle_length=1)
+    if form == "tfrecord":
+        told = builder.as_dataset(split="train", decoders=decoders, read_config=read)
+        told = told.as_numpy_iterator()
+    else:
+        told = builder.as_data_source(split="train", decoders=decoders)
+    held = tfds_source.load(recipe(root / form, tmp_path), "train")
+    for index, example in zip(range(held.count), told, strict=True):
+        assert held.read(index) == example["image"]
+        assert held.labels[index] == example["label"]
+
+
+def test_parts_of_a_split_do_not_overlap(root, tmp_path):
+    config = recipe(root / "tfrecord", tmp_path)
+    halves = [tfds_source.load(config, s) for s in ("train[:60%]", "train[60%:]")]
+    seen = [number(half.read(i)) for half in halves for i in range(half.count)]
+    assert sorted(seen) == list(range(COUNTS["train"]))
+
+
+def test_labels_are_not_needed_where_there_are_no_classes(root, tmp_path):
+    for form in FORMATS:
+        config = recipe(root / form, tmp_path, classes=0)
+        held = tfds_source.load(config, "train")
+        assert held.labels is not None or held.classes == ()
+        assert number(held.read(3)) in range(COUNTS["train"])
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from g2sd_jax import recipes
+from g2sd_jax.data import tfds_source
+overrides = {"data.source": "tfds:insects", "data.classes": 3}
+overrides |= {"data.index_dir": sys.argv[1]}
+for folder in sys.argv[2:]:
+    config = recipes.load("finetune", overrides | {"data.data_dir": folder})
+    held = tfds_source.load(config, "train")
+    assert held.read(5) and len(held.labels) == held.count
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_local_files_are_read_without_tensorflow(root, tmp_path):
+    given = [tmp_path / "index", *(root / form for form in FORMATS)]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# The index.
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_index_is_made_once(root, tmp_path, form, monkeypatch):
+    config = recipe(root / form, tmp_path)
+    first = tfds_source.load(config, "train")
+
+    def twice(*_):
+        raise AssertionError("looked into the files again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord, "scan", twice)
+        patch.setattr(tfrecord, "picture", twice)
+        again = tfds_source.load(config, "train")
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert [again.read(i) for i in range(9)] == [first.read(i) for i in range(9)]
+    # Files that changed since are looked into again.
+    shutil.copytree(root / form, tmp_path / "set")
+    moved = recipe(tmp_path / "set", tmp_path)
+    tfds_source.load(moved, "train")
+    [one, *_] = (tmp_path / "set").rglob("insects-train*")
+    os.utime(one, ns=(1, 1))
+    monkeypatch.setattr(tfrecord, "scan", twice)
+    monkeypatch.setattr(tfrecord, "picture", twice)
+    with pytest.raises(AssertionError, match="again"):
+        tfds_source.load(moved, "train")
+
+
+def test_an_index_that_cannot_be_kept_is_told(root, tmp_path):
+    (tmp_path / "index").write_text("a file where a folder should be")
+    with pytest.raises(ValueError, match=r"config.data.index_dir=.* cannot be written"):
+        tfds_source.load(recipe(root / "tfrecord", tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-30], r"record 7 is damaged.*cut off"),
+        (lambda data: b"\xff" * 8 + data[8:], r"record 0 is damaged"),
+        (lambda data: data[:12] + b"\x07" + data[13:], r"record 0 .*wire type 7"),
+        (lambda data: data.replace(b"image", b"other", 1), r"record 0 .*'image'"),
+        (lambda data: b"", r"holds 0 examples, but its dataset_info.json says 8"),
+    ],
+)
+def test_damaged_files_are_named(root, tmp_path, damage, message):
+    shutil.copytree(root / "tfrecord", tmp_path / "set")
+    [path] = (tmp_path / "set").rglob("insects-train*-00002-of-00003")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"00002-of-00003.*{message}"):
+        tfds_source.load(recipe(tmp_path / "set", tmp_path), "train")
+
+
+def test_labels_below_zero_are_read_as_such():
+    """As a split without labels has them."""
+    example = tf_example_pb2.Example()
+    example.features.feature["label"].int64_list.value.append(-1)
+    example.features.feature["image"].bytes_list.value.append(b"ab")
+    example = example.SerializeToString()
+    place = tfrecord.picture(example, 0, len(example), "image", "label")
+    assert example[place[0] : place[1]] == b"ab" and place[2] == -1
+
+
+# Refusals.
+
+
+def test_what_is_not_prepared_says_how(tmp_path, capsys):
+    config = recipe(tmp_path, tmp_path, "tfds:imagenet2012")
+    with pytest.raises(ValueError) as refused:
+        tfds_source.load(config, "train")
+    told = str(refused.value)
+    assert f"`tfds build imagenet2012 --data_dir={tmp_path}`" in told
+    assert f"{tmp_path}/downloads/manual" in told and "ILSVRC2012_img_train.tar" in told
+    assert "\n" not in told
+    config = recipe(tmp_path, tmp_path, "tfds:cifar10")
+    with pytest.raises(ValueError, match=r"not prepared.*`tfds build cifar10") as refused:
+        tfds_source.load(config, "train")
+    assert "manual" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "message"),
+    [
+        ("tfds:insect", "train", r"knows no such set.*did you mean insects"),
+        ("tfds:imagenet2021", "train", r"did you mean imagenet2012"),
+        ("tfds:cifar10:9.9.9", "train", r"cannot be loaded at version 9.9.9"),
+        ("tfds:cifar10/huge", "train", r"BuilderConfig huge not found"),
+        ("tfds:", "train", r"config.data.source='tfds:'"),
+        ("tfds:insects", "val", r"no split 'val'; its splits are train, validation"),
+        ("tfds:insects", "train[:0%]", r"'train\[:0%\]' holds no examples"),
+        ("tfds:twofold", "train", r"2 features that are a label .*label, breed|breed, l"),
+    ],
+)
+def test_unknown_names_are_refused(root, tmp_path, source, split, message):
+    config = recipe(root / "tfrecord", tmp_path, source)
+    with pytest.raises(ValueError, match=message) as refused:
+        tfds_source.load(config, split)
+    assert "\n" not in str(refused.value)
+
+
+def test_prepare_packs_a_tfds_set(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["--source=tfds:insects", f"--data_dir={root / 'array_record'}"]
+    given += [f"--out={out}", "--splits=train,validation", "--size=16"]
+    assert cli.main(["prepare", *given]) == 0, capsys.readouterr().err
+    assert "train: 23 pictures of 3 classes, 0 unreadable" in capsys.readouterr().out

@@ -55,7 +55,7 @@ def base():
     config.compute_dtype = "bfloat16"  # Parameters, norms, softmax, losses: float32.
 
     config.data = ConfigDict()
-    config.data.source = "arrays"  # digits, arrays, fake
+    config.data.source = "arrays"  # digits, arrays, folder, fake
     config.data.path = ""
     config.data.data_dir = ""  # Of TFDS; "" is its own, ~/tensorflow_datasets.
     config.data.index_dir = "~/.cache/g2sd_jax"  # Where TFRecord files are indexed.
@@ -67,6 +67,13 @@ def base():
     config.data.mean = (0.485, 0.456, 0.406)  # Of pixels in 0..1, per channel.
     config.data.std = (0.229, 0.224, 0.225)
     config.data.limit = placeholder(int)  # Keep only so many examples of a split.
+    config.data.hold_out = 0.0  # Of a folder without splits: the share that evaluates.
+    # Of pictures that are decoded as they are needed; those in memory need none.
+    config.data.canvas = 1.75  # Times the model's size, cropped there; 0: on the host.
+    config.data.eval_crop = placeholder(float)  # None: 0.875 up to 224 pixels, else 1.
+    config.data.max_bad_share = 0.02  # Of unreadable examples, beyond which a run ends.
+    config.data.workers = placeholder(int)  # Threads; None: one per core.
+    config.data.prefetch = 2  # Batches read ahead of the step.
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left.
     config.scan = True  # One compiled block, looped; False unrolls.

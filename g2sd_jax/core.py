@@ -23,6 +23,9 @@ MAY_CHANGE = (
     "profile",
     "progress",
     "wandb",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_share",
 )
 
 

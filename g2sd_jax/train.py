@@ -11,7 +11,7 @@ import jax
 from g2sd_jax import checkpoint, core, metrics, parallel, stages
 from g2sd_jax import step as stepping
 from g2sd_jax import workdir as folder
-from g2sd_jax.data import order, source
+from g2sd_jax.data import failures, order, source
 from g2sd_jax.models import layers
 
 DONE = "DONE"
@@ -41,8 +41,9 @@ def run(config, workdir: str) -> dict:
     stage = stages.build(config)
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
-    dataset = source.load(config, config.data.train_split)
     hosts = jax.process_index(), jax.process_count()
+    failures.list_in(workdir, hosts[0])
+    dataset = source.load(config, config.data.train_split)
     main = jax.process_index() == 0
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
     describe = dict(stage.describe, stage=config.stage, class_names=dataset.classes)

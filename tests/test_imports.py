@@ -52,7 +52,14 @@ ALLOWED = {
 THIRD_PARTY = {
     "ops": {"jax", "numpy", "optax", "chex"},
     "losses": {"jax", "numpy", "optax", "chex"},
-    "data": {"numpy", "PIL", "sklearn", "tensorflow", "tensorflow_datasets"},
+    "data": {
+        "numpy",
+        "PIL",
+        "simplejpeg",
+        "sklearn",
+        "tensorflow",
+        "tensorflow_datasets",
+    },
     "recipes": {"numpy", "ml_collections"},
 }
 BY_NAME = re.compile(r"g2sd_jax(\.\w+)*\Z")

@@ -12,12 +12,18 @@ class Dataset(NamedTuple):
     """One split. Random access is what lets a run resume without reading what it skips.
 
     A streaming pipeline replaces this and `order` together: it yields the same batches.
+
+    `fetch` gives examples as the training of an epoch sees them, for a crop that is
+    made on the host is another one in every epoch, or as evaluation does where the
+    epoch is None. It may put another example in the place of one that cannot be read,
+    or say that it is not `valid`; then its `index` and `valid` tell.
     """
 
     count: int
     classes: tuple[str, ...]  # Names in label order; () where there are none.
-    fetch: Callable  # (indices [b] int64) -> dict of arrays [b, ...]
+    fetch: Callable  # (indices [b] int64, epoch=None) -> dict of arrays [b, ...]
     original: Callable  # (index) -> dict, the un-batched example as evaluators judge it
+    ahead: int = 0  # Batches to read before they are asked for.
 
 
 def in_memory(config, image, label, classes=(), origin="the data set") -> Dataset:
@@ -40,7 +46,7 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
             "pictures alone need --config.data.classes=0."
         )
 
-    def rows(indices):
+    def rows(indices, epoch=None):
         return {name: array[indices] for name, array in arrays.items()}
 
     return Dataset(len(image), tuple(classes), rows, rows)

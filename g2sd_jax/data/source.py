@@ -3,13 +3,20 @@
 """The one door to the data: a recipe and a split in, a checked `Dataset` out."""
 
 import difflib
+import importlib
 
 import numpy as np
 
-from g2sd_jax.data import arrays, digits, fake
 from g2sd_jax.data import dataset as datasets
 
-SOURCES = {"arrays": arrays.load, "digits": digits.load, "fake": fake.load}
+# Name -> the module whose `load(config, split)` it is, imported when it is used: small
+# sets in memory need neither TensorFlow nor a JPEG library.
+SOURCES = {
+    "arrays": "g2sd_jax.data.arrays",
+    "digits": "g2sd_jax.data.digits",
+    "fake": "g2sd_jax.data.fake",
+    "folder": "g2sd_jax.data.folder",
+}
 
 
 def load(config, split, evaluate=False) -> datasets.Dataset:
@@ -25,7 +32,7 @@ def load(config, split, evaluate=False) -> datasets.Dataset:
         near = difflib.get_close_matches(str(name), SOURCES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SOURCES)}"
         raise ValueError(f"config.data.source={name!r} is not known; {hint}")
-    dataset = SOURCES[name](config, split)
+    dataset = importlib.import_module(SOURCES[name]).load(config, split)
     if config.data.limit is not None:
         dataset = dataset._replace(count=min(dataset.count, config.data.limit))
     check(config, split, dataset)

@@ -55,7 +55,7 @@ def base():
     config.compute_dtype = "bfloat16"  # Parameters, norms, softmax, losses: float32.
 
     config.data = ConfigDict()
-    config.data.source = "arrays"  # digits, arrays, folder, fake
+    config.data.source = "arrays"  # digits, arrays, folder, prepared, tfds:NAME, fake
     config.data.path = ""
     config.data.data_dir = ""  # Of TFDS; "" is its own, ~/tensorflow_datasets.
     config.data.index_dir = "~/.cache/g2sd_jax"  # Where TFRecord files are indexed.

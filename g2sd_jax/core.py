@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "data.workers",
     "data.prefetch",
     "data.max_bad_share",
+    "data.data_dir",
+    "data.index_dir",
 )
 
 

@@ -25,6 +25,7 @@ def recipe(image_size=(8, 8), channels=3, **data):
         train_examples=0,
         classes=2,
         limit=None,
+        class_list="",
         hold_out=0.0,
     )
     model = dict(image_size=image_size, channels=channels)

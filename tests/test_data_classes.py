@@ -21,29 +21,29 @@ def recipe(tmp_path, text, outputs):
 def test_a_list_of_all_outputs_gives_each_class_its_line(tmp_path):
     text = "# of the model\ndog\ncow\n\nant\nfox\nbee\n"
     config = recipe(tmp_path, text, outputs=5)
-    mapped = classes.apply(config, SOURCE, LABELS, "the set")
+    mapped = classes.mapped(config, SOURCE, LABELS, "the set")
     np.testing.assert_array_equal(mapped.labels, [1, 2, 1, 4])
     assert mapped.labels.dtype == np.int32
     assert mapped.names == ("dog", "cow", "ant", "fox", "bee")
-    np.testing.assert_array_equal(mapped.subset, [1, 2, 4])
+    np.testing.assert_array_equal(mapped.among, [1, 2, 4])
 
 
 def test_only_classes_that_occur_count(tmp_path):
     """TFDS stores ImageNet-A with all 1000 names, of which 200 have pictures."""
     config = recipe(tmp_path, "bee\ncow\n", outputs=2)
-    mapped = classes.apply(config, SOURCE, np.array([2, 2, 1]), "the set")
+    mapped = classes.mapped(config, SOURCE, np.array([2, 2, 1]), "the set")
     np.testing.assert_array_equal(mapped.labels, [1, 1, 0])
-    assert mapped.subset is None  # All there are.
+    assert mapped.among is None  # All there are.
 
 
 def test_several_classes_may_share_an_output(tmp_path):
     text = "ant,0\nbee, 0\ncow,1\n"
-    mapped = classes.apply(recipe(tmp_path, text, 3), SOURCE, LABELS, "the set")
+    mapped = classes.mapped(recipe(tmp_path, text, 3), SOURCE, LABELS, "the set")
     np.testing.assert_array_equal(mapped.labels, [1, 0, 1, 0])
     assert mapped.names == ()
-    np.testing.assert_array_equal(mapped.subset, [0, 1])
+    np.testing.assert_array_equal(mapped.among, [0, 1])
     text = "tabby, tabby cat,1\nant,2\nbee,0\n"  # Names may hold commas.
-    mapped = classes.apply(
+    mapped = classes.mapped(
         recipe(tmp_path, text, 3), ("tabby, tabby cat", "ant"), LABELS % 2, "the set"
     )
     np.testing.assert_array_equal(mapped.labels, [1, 1, 1, 2])
@@ -54,18 +54,22 @@ def test_imagenet_is_shipped():
     config = ConfigDict(dict(data=dict(class_list="imagenet1k", classes=1000)))
     # Outputs 0, 1 and 999 of the published models: tench, goldfish, toilet tissue.
     names = ("n15075141", "n01443537", "n01440764")
-    mapped = classes.apply(config, names, np.arange(3), "the set")
+    mapped = classes.mapped(config, names, np.arange(3), "the set")
     np.testing.assert_array_equal(mapped.labels, [999, 1, 0])
-    assert len(set(mapped.names)) == 1000 and mapped.subset.tolist() == [0, 1, 999]
+    assert len(set(mapped.names)) == 1000 and mapped.among.tolist() == [0, 1, 999]
     config.data.classes = 10
-    with pytest.raises(ValueError, match=r"names 1000 classes .* config.data.classes=10"):
-        classes.apply(config, names, np.arange(3), "the set")
+    with pytest.raises(ValueError, match=r"names 1000 classes .*data.classes=10"):
+        classes.mapped(config, names, np.arange(3), "the set")
 
 
 @pytest.mark.parametrize(
     ("text", "outputs", "message"),
     [
-        ("ant\nbees\ncow\n", 3, r"lacks 1 of the 3 .*the set: bee; did you mean bees\?"),
+        (
+            "ant\nbees\ncow\n",
+            3,
+            r"lacks 1 of the 3 .*the set: bee; did you mean bees\?",
+        ),
         ("x\ny\n", 2, r"lacks 3 .*: ant, bee, cow; it begins x, y"),
         ("ant\nbee\n", 3, r"names 2 classes in order, but config.data.classes=3"),
         ("ant,0\nbee\ncow,2\n", 3, r"'bee' has no output behind a comma"),
@@ -77,15 +81,15 @@ def test_imagenet_is_shipped():
 )
 def test_lists_that_do_not_fit_are_refused(tmp_path, text, outputs, message):
     with pytest.raises(ValueError, match=message):
-        classes.apply(recipe(tmp_path, text, outputs), SOURCE, LABELS, "the set")
+        classes.mapped(recipe(tmp_path, text, outputs), SOURCE, LABELS, "the set")
 
 
 def test_sources_without_names_and_missing_files_are_refused(tmp_path):
     config = recipe(tmp_path, "ant\nbee\ncow\n", 3)
     with pytest.raises(ValueError, match=r"the set has none; leave it empty"):
-        classes.apply(config, (), LABELS, "the set")
+        classes.mapped(config, (), LABELS, "the set")
     with pytest.raises(ValueError, match=r"labels 0..3, but 3 classes"):
-        classes.apply(config, SOURCE, LABELS + LABELS // 2, "the set")
+        classes.mapped(config, SOURCE, LABELS + LABELS // 2, "the set")
     config.data.class_list = "imagenet21k"
     with pytest.raises(ValueError, match=r"cannot be read .* or one of imagenet1k"):
-        classes.apply(config, SOURCE, LABELS, "the set")
+        classes.mapped(config, SOURCE, LABELS, "the set")

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from g2sd_jax import cli, recipes
-from g2sd_jax.data import packing, packs, prepared, source
+from g2sd_jax.data import decoder, order, packing, packs, prepared, source
+from g2sd_jax.data import folder as folders
 from g2sd_jax.tools import prepare
 
 PICTURES = 14  # Of each of two classes, in each split.
@@ -79,9 +80,9 @@ def copy(folder, tmp_path_factory):
 def test_a_copy_holds_the_set_in_its_order_without_the_unreadable(folder, copy):
     for split, lost in (("train", 2), ("val", 0)):
         config = recipe(copy)
-        held = prepared.load(config, split)
+        held = prepared.listed(config, split)
         config = recipe(folder, source="folder")
-        origin = source.encoded_source(config)(config, split)
+        origin = folders.listed(config, split)
         kept = [i for i in range(origin.count) if i not in unreadable(origin)]
         assert held.count == len(kept) == 2 * PICTURES - lost
         assert held.classes == origin.classes == ("ant", "bee")
@@ -116,14 +117,14 @@ def test_pictures_are_shrunk_once_and_never_enlarged():
 
 def test_orientation_and_modes_are_settled():
     tag = Image.Exif()
-    tag[packing.pictures.ORIENTATION] = 6
+    tag[decoder.ORIENTATION] = 6
     turned = photo(0, (20, 40), exif=tag.tobytes())
     with Image.open(io.BytesIO(packing.shrunk(turned, 999, "jpeg"))) as image:
         assert image.size == (20, 40) and not image.getexif()
-    for mode, form in (("L", "P5"), ("I;16", "P5"), ("CMYK", "P6"), ("RGBA", "P6")):
+    for mode, form in (("L", b"P5"), ("I;16", b"P5"), ("CMYK", b"P6"), ("RGBA", b"P6")):
         file = io.BytesIO()
-        Image.new(mode, (9, 9)).save(file, "TIFF")
-        assert packing.shrunk(file.getvalue(), 8, "raw").startswith(form.encode())
+        Image.new(mode, (9, 9)).save(file, "JPEG" if mode == "CMYK" else "PNG")
+        assert packing.shrunk(file.getvalue(), 8, "raw").startswith(form)
 
 
 def test_quality_and_chroma_are_those_asked_for():
@@ -137,12 +138,45 @@ def test_quality_and_chroma_are_those_asked_for():
 
 def test_raw_pictures_are_views_of_the_file(folder, tmp_path):
     prepare.main(arguments(folder, tmp_path / "raw", format="raw"))
-    held = prepared.load(recipe(tmp_path / "raw"), "val")
+    held = prepared.listed(recipe(tmp_path / "raw"), "val")
     record = held.read(7)
     assert isinstance(record, memoryview)
     config = recipe(folder, source="folder")
-    origin = source.encoded_source(config)(config, "val").read(7)
+    origin = folders.listed(config, "val").read(7)
     assert bytes(record) == packing.shrunk(origin, 16, "raw")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_raw_pictures_are_decoded_as_those_they_came_from(channels):
+    for mode in ("L", "RGB"):
+        with Image.open(io.BytesIO(photo(0, (40, 61)))) as image:
+            file = io.BytesIO()
+            image.convert(mode).save(file, "PNG")
+        raw = memoryview(packing.shrunk(file.getvalue(), 999, "raw"))
+        ours, theirs = (decoder.opened(d, channels) for d in (raw, file.getvalue()))
+        assert ours.size == theirs.size == (40, 61)
+        for box in ((0, 0, 40, 61), (3, 4.5, 20.25, 30)):
+            (pixels, inside), (expected, as_well) = (p.cut(box) for p in (ours, theirs))
+            np.testing.assert_array_equal(pixels, expected)
+            assert inside == tuple(as_well)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_batches_resume_and_divide_bit_for_bit(folder, tmp_path, form):
+    out = tmp_path / "out"
+    prepare.main(arguments(folder, out, format=form))
+    config = recipe(out, train_examples=26)
+    held = source.load(config, "train")
+    whole = order.train_batches(held, 8, seed=3)
+    whole = [next(whole) for _ in range(5)]
+    halves = [order.train_batches(held, 8, 3, 2, p, 2) for p in range(2)]
+    for expected in whole[2:]:
+        parts = [next(half) for half in halves]
+        for name, array in expected.items():
+            joined = np.concatenate([part[name] for part in parts])
+            assert joined.tobytes() == array.tobytes()
+    seen = [i for batch in whole[:3] for i in batch["index"]]
+    assert len(set(seen)) == len(seen) == 24
 
 
 @pytest.mark.parametrize("files", range(15))
@@ -187,9 +221,9 @@ def test_what_is_whole_is_kept_and_what_is_damaged_made_again(folder, tmp_path, 
     torn = out / "train" / "00000.pack"
     torn.write_bytes(torn.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"00000.pack has .* run the same `g2sd prep"):
-        prepared.load(recipe(out), "train")
+        prepared.listed(recipe(out), "train")
     with pytest.raises(ValueError, match=r"00001.pack is missing"):
-        prepared.load(recipe(out), "val")
+        prepared.listed(recipe(out), "val")
     prepare.main(arguments(folder, out))
     assert hashes(out) == expected
     kept = [path for path, at in before.items() if path.stat().st_mtime_ns == at]
@@ -206,7 +240,7 @@ def test_verify_finds_one_changed_bit(folder, tmp_path, capsys):
     flipped = bytearray(path.read_bytes())
     flipped[100] ^= 1
     path.write_bytes(flipped)
-    prepared.load(recipe(out), "train")  # The cheap check does not read that far.
+    prepared.listed(recipe(out), "train")  # The cheap check does not read that far.
     assert cli.main(["prepare", "--verify", f"--out={out}"]) == 2
     assert "00003.pack is damaged" in capsys.readouterr().err
     prepare.main([*arguments(folder, out), "--verify"])
@@ -257,7 +291,7 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "No space left on device; finished" in told
     with pytest.raises(ValueError, match=r"is not finished; run the same"):
-        prepared.load(recipe(out), "train")
+        prepared.listed(recipe(out), "train")
     prepare.main(arguments(folder, out))
     assert hashes(out) == hashes(copy)
 
@@ -285,17 +319,17 @@ def test_refusals_of_the_reader(copy, tmp_path):
     config = recipe(copy)
     with config.unlocked():
         config.model.image_size = (16, 24)
-        prepared.load(config, "train")
+        prepared.listed(config, "train")
         config.model.image_size = (17, 24)
     with pytest.raises(ValueError, match=r"--size=16, less than .*--size=17 or more"):
-        prepared.load(config, "train")
+        prepared.listed(config, "train")
     with pytest.raises(ValueError, match=r"no split 'test'; its splits are train, val"):
-        prepared.load(recipe(copy), "test")
+        prepared.listed(recipe(copy), "test")
     with pytest.raises(ValueError, match=r"has no manifest.json; .* `g2sd prepare"):
-        prepared.load(recipe(tmp_path), "train")
+        prepared.listed(recipe(tmp_path), "train")
     (tmp_path / "manifest.json").write_text('{"layout": 99}')
     with pytest.raises(ValueError, match=r"layout 99, but this version reads 1"):
-        prepared.load(recipe(tmp_path), "train")
+        prepared.listed(recipe(tmp_path), "train")
 
 
 def test_names_that_are_no_utf8_come_back(tmp_path):

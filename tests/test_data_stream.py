@@ -48,7 +48,8 @@ def taken(batches, count):
 
 def seen(batches):
     for batch in batches:
-        np.testing.assert_array_equal(batch.index[batch.valid], batch.label[batch.valid])
+        index, label = batch.index[batch.valid], batch.label[batch.valid]
+        np.testing.assert_array_equal(index, label)
     return [int(i) for batch in batches for i in batch.index[batch.valid]]
 
 
@@ -56,7 +57,9 @@ def seen(batches):
 def test_an_epoch_sees_every_example_once(stream, processes):
     batch, per_epoch = 6, COUNT // 6
     parts = [
-        taken(tfds_stream.train_batches(stream, batch, 5, 0, p, processes), 2 * per_epoch)
+        taken(
+            tfds_stream.train_batches(stream, batch, 5, 0, p, processes), per_epoch * 2
+        )
         for p in range(processes)
     ]
     for epoch in range(2):

@@ -4,7 +4,6 @@
 
 import io
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from g2sd_jax import cli, recipes
-from g2sd_jax.data import tfds_source, tfrecord
+from g2sd_jax.data import order, source, tfds_source, tfrecord
 
 with warnings.catch_warnings():  # Of the library's own making, at import.
     warnings.simplefilter("ignore")
@@ -31,14 +30,14 @@ class Insects(tfds.core.GeneratorBasedBuilder):
     """JPEGs whose red says which example they are, in three shards a split."""
 
     VERSION = tfds.core.Version("1.2.0")
-    MORE = {}
+    MORE = ()
 
     def _info(self):
         features = dict(
             file_name=tfds.features.Text(),
             image=tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
             label=tfds.features.ClassLabel(names=NAMES),
-            **self.MORE,
+            **{name: tfds.features.ClassLabel(num_classes=4) for name in self.MORE},
         )
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features)
@@ -51,19 +50,14 @@ class Insects(tfds.core.GeneratorBasedBuilder):
         for i in range(COUNTS[split]):
             image = np.full((20 + i, 30, 3), (10 * i, 100, 50), np.uint8)
             name = f"{split}/{i}.jpg"
-            yield name, dict(file_name=name, image=image, label=i % 3, **self.more())
-
-    def more(self):
-        return {}
+            more = dict.fromkeys(self.MORE, 0)
+            yield name, dict(file_name=name, image=image, label=i % 3) | more
 
 
 class Twofold(Insects):
     """Two labels, of which no one is said to be the one."""
 
-    MORE = dict(breed=tfds.features.ClassLabel(num_classes=4))
-
-    def more(self):
-        return dict(breed=0)
+    MORE = ("breed",)
 
 
 def build(kind, root, form):
@@ -108,7 +102,7 @@ def number(data):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("split", ["train", "validation", "train[20%:70%]"])
 def test_every_example_is_read_undecoded_with_its_label(root, tmp_path, form, split):
-    held = tfds_source.load(recipe(root / form, tmp_path), split)
+    held = tfds_source.listed(recipe(root / form, tmp_path), split)
     seen = [number(held.read(index)) for index in range(held.count)]
     np.testing.assert_array_equal(held.labels, [i % 3 for i in seen])
     assert held.labels.dtype == np.int32 and held.classes == NAMES
@@ -129,7 +123,7 @@ def test_the_order_is_the_library_s_own(root, tmp_path, form):
         told = told.as_numpy_iterator()
     else:
         told = builder.as_data_source(split="train", decoders=decoders)
-    held = tfds_source.load(recipe(root / form, tmp_path), "train")
+    held = tfds_source.listed(recipe(root / form, tmp_path), "train")
     for index, example in zip(range(held.count), told, strict=True):
         assert held.read(index) == example["image"]
         assert held.labels[index] == example["label"]
@@ -137,7 +131,7 @@ def test_the_order_is_the_library_s_own(root, tmp_path, form):
 
 def test_parts_of_a_split_do_not_overlap(root, tmp_path):
     config = recipe(root / "tfrecord", tmp_path)
-    halves = [tfds_source.load(config, s) for s in ("train[:60%]", "train[60%:]")]
+    halves = [tfds_source.listed(config, s) for s in ("train[:60%]", "train[60%:]")]
     seen = [number(half.read(i)) for half in halves for i in range(half.count)]
     assert sorted(seen) == list(range(COUNTS["train"]))
 
@@ -145,7 +139,7 @@ def test_parts_of_a_split_do_not_overlap(root, tmp_path):
 def test_labels_are_not_needed_where_there_are_no_classes(root, tmp_path):
     for form in FORMATS:
         config = recipe(root / form, tmp_path, classes=0)
-        held = tfds_source.load(config, "train")
+        held = tfds_source.listed(config, "train")
         assert held.labels is not None or held.classes == ()
         assert number(held.read(3)) in range(COUNTS["train"])
 
@@ -158,7 +152,7 @@ overrides = {"data.source": "tfds:insects", "data.classes": 3}
 overrides |= {"data.index_dir": sys.argv[1]}
 for folder in sys.argv[2:]:
     config = recipes.load("finetune", overrides | {"data.data_dir": folder})
-    held = tfds_source.load(config, "train")
+    held = tfds_source.listed(config, "train")
     assert held.read(5) and len(held.labels) == held.count
 assert "tensorflow" not in sys.modules
 """
@@ -171,13 +165,41 @@ def test_local_files_are_read_without_tensorflow(root, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_batches_resume_and_divide_bit_for_bit(root, tmp_path, form):
+    """From any step, and by two processes, as `order` says; `test_data` has more."""
+    overrides = {"model.image_size": (16, 16), "data.train_examples": 23}
+    config = recipe(root / form, tmp_path, **overrides)
+    held = source.load(config, "train")
+    whole = order.train_batches(held, 8, seed=3)
+    whole = [next(whole) for _ in range(5)]
+    halves = [order.train_batches(held, 8, 3, 2, p, 2) for p in range(2)]
+    for expected in whole[2:]:
+        parts = [next(half) for half in halves]
+        assert not set(parts[0]["index"]) & set(parts[1]["index"])
+        for name, array in expected.items():
+            joined = np.concatenate([part[name] for part in parts])
+            assert joined.tobytes() == array.tobytes()
+    # Two epochs of two batches, and one of the third: each without repetition.
+    for epoch in (whole[:2], whole[2:4]):
+        assert len({i for batch in epoch for i in batch["index"]}) == 16
+    for batch in whole:
+        np.testing.assert_array_equal(
+            batch["label"], held_labels(config)[batch["index"]]
+        )
+
+
+def held_labels(config):
+    return tfds_source.listed(config, "train").labels
+
+
 # The index.
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_index_is_made_once(root, tmp_path, form, monkeypatch):
     config = recipe(root / form, tmp_path)
-    first = tfds_source.load(config, "train")
+    first = tfds_source.listed(config, "train")
 
     def twice(*_):
         raise AssertionError("looked into the files again")
@@ -185,25 +207,25 @@ def test_the_index_is_made_once(root, tmp_path, form, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tfrecord, "scan", twice)
         patch.setattr(tfrecord, "picture", twice)
-        again = tfds_source.load(config, "train")
+        again = tfds_source.listed(config, "train")
     np.testing.assert_array_equal(first.labels, again.labels)
     assert [again.read(i) for i in range(9)] == [first.read(i) for i in range(9)]
     # Files that changed since are looked into again.
     shutil.copytree(root / form, tmp_path / "set")
     moved = recipe(tmp_path / "set", tmp_path)
-    tfds_source.load(moved, "train")
+    tfds_source.listed(moved, "train")
     [one, *_] = (tmp_path / "set").rglob("insects-train*")
     os.utime(one, ns=(1, 1))
     monkeypatch.setattr(tfrecord, "scan", twice)
     monkeypatch.setattr(tfrecord, "picture", twice)
     with pytest.raises(AssertionError, match="again"):
-        tfds_source.load(moved, "train")
+        tfds_source.listed(moved, "train")
 
 
 def test_an_index_that_cannot_be_kept_is_told(root, tmp_path):
     (tmp_path / "index").write_text("a file where a folder should be")
     with pytest.raises(ValueError, match=r"config.data.index_dir=.* cannot be written"):
-        tfds_source.load(recipe(root / "tfrecord", tmp_path), "train")
+        tfds_source.listed(recipe(root / "tfrecord", tmp_path), "train")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +243,7 @@ def test_damaged_files_are_named(root, tmp_path, damage, message):
     [path] = (tmp_path / "set").rglob("insects-train*-00002-of-00003")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"00002-of-00003.*{message}"):
-        tfds_source.load(recipe(tmp_path / "set", tmp_path), "train")
+        tfds_source.listed(recipe(tmp_path / "set", tmp_path), "train")
 
 
 def test_labels_below_zero_are_read_as_such():
@@ -240,14 +262,14 @@ def test_labels_below_zero_are_read_as_such():
 def test_what_is_not_prepared_says_how(tmp_path, capsys):
     config = recipe(tmp_path, tmp_path, "tfds:imagenet2012")
     with pytest.raises(ValueError) as refused:
-        tfds_source.load(config, "train")
+        tfds_source.listed(config, "train")
     told = str(refused.value)
     assert f"`tfds build imagenet2012 --data_dir={tmp_path}`" in told
     assert f"{tmp_path}/downloads/manual" in told and "ILSVRC2012_img_train.tar" in told
     assert "\n" not in told
     config = recipe(tmp_path, tmp_path, "tfds:cifar10")
-    with pytest.raises(ValueError, match=r"not prepared.*`tfds build cifar10") as refused:
-        tfds_source.load(config, "train")
+    with pytest.raises(ValueError, match=r"prepared.*`tfds build cifar10") as refused:
+        tfds_source.listed(config, "train")
     assert "manual" not in str(refused.value)
 
 
@@ -261,13 +283,17 @@ def test_what_is_not_prepared_says_how(tmp_path, capsys):
         ("tfds:", "train", r"config.data.source='tfds:'"),
         ("tfds:insects", "val", r"no split 'val'; its splits are train, validation"),
         ("tfds:insects", "train[:0%]", r"'train\[:0%\]' holds no examples"),
-        ("tfds:twofold", "train", r"2 features that are a label .*label, breed|breed, l"),
+        (
+            "tfds:twofold",
+            "train",
+            r"2 features that are a label .*label, breed|breed, l",
+        ),
     ],
 )
 def test_unknown_names_are_refused(root, tmp_path, source, split, message):
     config = recipe(root / "tfrecord", tmp_path, source)
     with pytest.raises(ValueError, match=message) as refused:
-        tfds_source.load(config, split)
+        tfds_source.listed(config, split)
     assert "\n" not in str(refused.value)
 
 

@@ -59,6 +59,7 @@ THIRD_PARTY = {
         "sklearn",
         "tensorflow",
         "tensorflow_datasets",
+        "tqdm",
     },
     "recipes": {"numpy", "ml_collections"},
 }

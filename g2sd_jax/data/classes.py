@@ -25,20 +25,22 @@ LINE = re.compile(r"(?P<name>.+),\s*(?P<output>-?\d+)")
 class Mapped(NamedTuple):
     """The classes of a source as outputs of the model."""
 
-    labels: np.ndarray  # [n] int32, outputs
+    labels: np.ndarray | None  # [n] int32, outputs
     names: tuple[str, ...]  # Of all C outputs, () where the list does not name them
-    subset: np.ndarray | None  # [c] the outputs that occur, None where all C do
+    among: np.ndarray | None  # [c] the outputs that occur; None where all may be chosen
 
 
-def apply(config, names, labels, origin: str) -> Mapped:
-    """Labels of a source as `config.data.class_list` maps them.
+def mapped(config, names, labels, origin: str) -> Mapped:
+    """Labels of a source as `config.data.class_list` maps them; as they are without it.
 
     Args:
-        config: the whole recipe; `config.data.class_list` is not empty.
+        config: the whole recipe.
         names: of the source's classes, in label order.
-        labels: [n] integers, the source's own.
+        labels: [n] integers, the source's own, or None.
         origin: what an error calls the source.
     """
+    if not config.data.class_list:
+        return Mapped(labels, tuple(names), None)
     given, outputs = config.data.class_list, config.data.classes
     listed = read(given, outputs)
     if labels is None or not names:
@@ -61,12 +63,17 @@ def apply(config, names, labels, origin: str) -> Mapped:
             f"{len(occurring)} classes of {origin}: {few(unknown)}; {hint}"
         )
     table = np.array([listed.get(name, -1) for name in names], np.int32)
-    subset = np.unique(table[occurring])
+    among = np.unique(table[occurring])
     return Mapped(
         table[labels],
         tuple(sorted(listed, key=listed.get)) if each_once(listed, outputs) else (),
-        None if len(subset) == outputs else subset,
+        None if len(among) == outputs else among,
     )
+
+
+def example(label, among) -> dict:
+    """What an evaluator is told of one example: its label, and what is chosen among."""
+    return {"label": label} if among is None else {"label": label, "among": among}
 
 
 def read(given: str, outputs: int) -> dict[str, int]:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from g2sd_jax.data import classes as class_lists
+
 
 class Dataset(NamedTuple):
     """One split. Random access is what lets a run resume without reading what it skips.
@@ -37,6 +39,8 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
         origin: what an error calls these arrays.
     """
     arrays = {"image": image}
+    mapped = class_lists.mapped(config, classes, label, origin)
+    label = mapped.labels
     if label is not None:
         check_labels(label, config.data.classes, origin)
         arrays["label"] = label.astype(np.int32)
@@ -49,7 +53,13 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
     def rows(indices, epoch=None):
         return {name: array[indices] for name, array in arrays.items()}
 
-    return Dataset(len(image), tuple(classes), rows, rows)
+    def original(index):
+        own = rows(index)
+        if label is None:
+            return own
+        return {**own, **class_lists.example(own["label"], mapped.among)}
+
+    return Dataset(len(image), mapped.names, rows, original)
 
 
 def check_labels(label, classes, origin):

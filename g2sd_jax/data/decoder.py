@@ -72,6 +72,8 @@ def opened(data: bytes, channels: int) -> Picture:
             return by_pillow(data, channels)
         if colours in ("YCbCr", "Gray", "RGB"):
             return by_turbo(data, channels, (height, width), colours)
+    if data[:2] in (b"P5", b"P6"):
+        return by_view(data, channels)
     return by_pillow(data, channels)
 
 
@@ -101,6 +103,24 @@ def by_turbo(data, channels, stored, colours):
 
     size = stored[::-1] if turn[0] else stored
     return Picture(size, True, cut)
+
+
+def by_view(data, channels):
+    """The pixels of a prepared copy: PGM or PPM, of which only the box is touched."""
+    _, size, _ = bytes(data[:32]).split(b"\n", 3)[:3]
+    width, height = map(int, size.split())
+    depth = 1 if data[:2] == b"P5" else 3
+    pixels = np.frombuffer(data, np.uint8)[-height * width * depth :]
+    pixels = pixels.reshape(height, width, depth)
+
+    def cut(box, eighths=WHOLE):
+        assert eighths == WHOLE, eighths
+        part, box = slice_out(pixels, box)
+        if depth > channels:
+            part = np.asarray(Image.fromarray(part).convert("L"))[..., None]
+        return np.broadcast_to(part, (*part.shape[:2], channels)), box
+
+    return Picture((height, width), False, cut)
 
 
 def by_pillow(data, channels):

@@ -10,19 +10,13 @@ the shrunk picture. 150 flower photographs with the shorter side at 160: quality
 
 import collections
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator
 
 from PIL import Image, ImageOps
 
-from g2sd_jax.data import pictures
+from g2sd_jax.data import decoder
 
 CHROMA = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers of the subsamplings.
-
-
-def own_name(examples, index):
-    """The name without where the set lies, which may change."""
-    return examples.name(index).removeprefix(examples.origin).lstrip("/:")
 
 
 def ahead(pool, make: Callable, items: Iterable, depth: int) -> Iterator:
@@ -51,10 +45,9 @@ def attempt(examples, job, index: int) -> tuple:
             quality=job["quality"],
             chroma=job["chroma"],
         )
-    except Exception as error:  # Pillow raises some ten types for broken files.
-        told = re.sub(r" ?<[^<>]* at 0x\w+>", "", str(error))  # Others in every run.
-        record = ValueError(f"{type(error).__name__}: {told}")
-    return own_name(examples, index), label, record
+    except (OSError, decoder.Unreadable) as error:
+        record = error
+    return examples.name(index), label, record
 
 
 def shrunk(data: bytes, size: int, form: str, quality=95, chroma="444") -> bytes:
@@ -68,15 +61,19 @@ def shrunk(data: bytes, size: int, form: str, quality=95, chroma="444") -> bytes
         quality: of JPEG.
         chroma: of JPEG, a key of `CHROMA`.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    return decoder.guarded(lambda: _shrunk(data, size, form, quality, chroma))
+
+
+def _shrunk(data, size, form, quality, chroma):
+    with Image.open(io.BytesIO(data), formats=decoder.FORMATS) as image:
         image.load()  # Whole: a truncated file is told here.
-        upright = image.getexif().get(pictures.ORIENTATION, 1) == 1
+        upright = image.getexif().get(decoder.ORIENTATION, 1) == 1
         small = min(image.size) <= size and image.mode in ("L", "RGB")
         if form == "jpeg" and image.format == "JPEG" and small and upright:
             return data
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         image = ImageOps.exif_transpose(image)
-        image = pictures.to_mode(image, "L" if grey else "RGB")
+        image = decoder.to_mode(image, "L" if grey else "RGB")
     if min(image.size) > size:
         width, height = (size * side // min(image.size) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -12,7 +12,7 @@ from concurrent import futures
 
 import numpy as np
 
-from g2sd_jax.data import crops, decoder, encoded, failures, pictures
+from g2sd_jax.data import classes, crops, decoder, encoded, failures, pictures
 from g2sd_jax.data import dataset as datasets
 
 CHUNK = 8  # Rows a thread fills in one go; short, so that none waits long for another.
@@ -27,6 +27,8 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
         split: their name in the list of bad examples.
     """
     decoder.check_channels(config.model.channels)
+    mapped = classes.mapped(config, held.classes, held.labels, held.origin)
+    held = held._replace(classes=mapped.names, labels=mapped.labels)
     if config.data.classes:
         datasets.check_labels(held.labels, config.data.classes, held.origin)
     workers = config.data.workers or len(os.sched_getaffinity(0))
@@ -69,7 +71,9 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
         return {**batch, "index": used, "valid": valid}
 
     def original(index):
-        return {} if held.labels is None else {"label": held.labels[index]}
+        if held.labels is None:
+            return {}
+        return classes.example(held.labels[index], mapped.among)
 
     return datasets.Dataset(count, held.classes, fetch, original, config.data.prefetch)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from g2sd_jax.data import encoded, packs
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import encoded, packs, pipeline
 
 MANIFEST = "manifest.json"  # Written last: where it is, all packs are.
 UNFINISHED = "unfinished.json"
@@ -19,8 +20,13 @@ LAYOUT = 1
 AGAIN = "run the same `g2sd prepare` again, which makes what is missing."
 
 
-def load(config, split) -> encoded.Encoded:
-    """One split of the copy at `config.data.path`."""
+def load(config, split) -> datasets.Dataset:
+    """One split of the copy at `config.data.path`, decoded as it is needed."""
+    return pipeline.dataset(config, listed(config, split), split)
+
+
+def listed(config, split) -> encoded.Encoded:
+    """The pictures of one split, of which nothing but the index was read."""
     folder = Path(config.data.path).expanduser()
     manifest = read_manifest(folder)
     size, wanted = manifest["job"]["size"], min(config.model.image_size)
@@ -30,7 +36,13 @@ def load(config, split) -> encoded.Encoded:
             f"than config.model.image_size={tuple(config.model.image_size)}; prepare "
             f"it again with --size={wanted} or more, which enlarges no picture."
         )
-    return open_split(folder, manifest, split)
+    held = open_split(folder, manifest, split)
+    if held.labels is None and config.data.classes:
+        raise ValueError(
+            f"{held.origin} has no labels, but config.data.classes="
+            f"{config.data.classes}; pictures alone need --config.data.classes=0."
+        )
+    return held
 
 
 def read_manifest(folder: Path) -> dict:

@@ -16,6 +16,8 @@ SOURCES = {
     "digits": "g2sd_jax.data.digits",
     "fake": "g2sd_jax.data.fake",
     "folder": "g2sd_jax.data.folder",
+    "prepared": "g2sd_jax.data.prepared",
+    "tfds:": "g2sd_jax.data.tfds_source",
 }
 
 
@@ -28,6 +30,7 @@ def load(config, split, evaluate=False) -> datasets.Dataset:
         evaluate: True where the split is only judged, so that its size is free.
     """
     name = config.data.source
+    name = "tfds:" if name.startswith("tfds:") else name
     if name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SOURCES)}"

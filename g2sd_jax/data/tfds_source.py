@@ -23,14 +23,20 @@ from concurrent import futures
 import numpy as np
 import tqdm
 
-from g2sd_jax.data import encoded, packs, tfrecord
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import encoded, packs, pipeline, tfrecord
 
 PREFIX = "tfds:"
 CHUNK = 1000  # Records of an array_record file that one thread reads at a time.
 
 
-def load(config, split) -> encoded.Encoded:
-    """One split of a set whose files lie on a local disk."""
+def load(config, split) -> datasets.Dataset:
+    """One split, decoded as it is needed."""
+    return pipeline.dataset(config, listed(config, split), split)
+
+
+def listed(config, split) -> encoded.Encoded:
+    """The pictures of one split of a set whose files lie on a local disk."""
     builder = open_builder(config)
     check_split(builder, config, split)
     image, label, classes = features_of(builder, config)

@@ -5,8 +5,8 @@
 Process p of n owns the p-th n-th of a split's examples, whichever files they are in. An
 epoch visits its files in an order drawn from (seed, epoch, p), eight at a time, and its
 examples through a shuffle buffer that is drawn alike. So an epoch sees every example
-once, in an order that is fixed for a given number of processes. A run that starts within
-an epoch reads what it skips, but decodes none of it.
+once, in an order that is fixed for a given number of processes. A run that starts
+within an epoch reads what it skips, but decodes none of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -87,7 +87,7 @@ def share(parts, count, process_index, process_count) -> list[Part]:
 def train_batches(
     stream: Stream, batch, seed, start_step=0, process_index=0, process_count=1
 ) -> Iterator[Encoded]:
-    """The endless batches of one process, from any step on; as `order.train_batches`."""
+    """The endless batches of one process from any step on, as in `order`."""
     rows = rows_of(batch, process_index, process_count)
     per_epoch = stream.count // batch
     if per_epoch == 0:

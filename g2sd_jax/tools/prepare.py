@@ -22,7 +22,7 @@ import tqdm
 from PIL import features
 
 from g2sd_jax import cli, core, recipes
-from g2sd_jax.data import packing, packs, prepared, source
+from g2sd_jax.data import folder, packing, packs, prepared, tfds_source
 
 LEAST_PACK, MOST_PACKS = 4096, 256  # Pictures; files that stay open while training.
 UNREADABLE = "unreadable.jsonl"
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     add("--format", default="jpeg", help="jpeg, or raw: pixels, never decoded again")
     add("--quality", type=int, default=95, help="of JPEG, 1 to 100")
     add("--chroma", default="444", help="of JPEG: 444 (every pixel's own), 422, 420")
+    add("--hold_out", type=float, default=0.0, help="share that evaluates, unsplit")
     add("--data_dir", default="", help="where TFDS keeps its sets")
     add("--pack", type=int, help="pictures in one file; default 4096, or in 256 files")
     add("--workers", type=int, default=os.cpu_count(), help="threads that decode")
@@ -115,11 +116,22 @@ def run(args) -> None:
 def sets(args) -> dict:
     """The splits to be packed, as random access to encoded pictures."""
     name = args.source if args.source.startswith("tfds:") else "folder"
-    config = recipes.load("pretrain", {"data.source": name, "data.path": args.source})
-    with config.unlocked():
-        config.data.data_dir = args.data_dir
-    opened = source.encoded_source(config)
-    return {split: opened(config, split) for split in args.splits.split(",")}
+    overrides = {"source": name, "path": args.source, "data_dir": args.data_dir}
+    overrides |= {"hold_out": args.hold_out, "classes": 0}
+    overrides = {f"data.{key}": value for key, value in overrides.items()}
+    config = recipes.load("pretrain", overrides)
+    module = tfds_source if name != "folder" else folder
+    found = {}
+    for split in args.splits.split(","):
+        held = module.listed(config, split)
+        root = str(folder.located(config, split)) if module is folder else ""
+        found[split] = held._replace(name=named_below(root, held.name))
+    return found
+
+
+def named_below(root, name):
+    """Names without where the set lies, which may change."""
+    return lambda index: name(index).removeprefix(root).lstrip("/:")
 
 
 def describe(args, splits) -> dict:
@@ -144,9 +156,7 @@ def listing(examples) -> dict:
     if examples.labels is not None:
         digest.update(examples.labels.tobytes())
     for index in range(examples.count):
-        digest.update(
-            packing.own_name(examples, index).encode(errors="surrogateescape")
-        )
+        digest.update(examples.name(index).encode(errors="surrogateescape"))
     return dict(count=examples.count, sha256=digest.hexdigest())
 
 

@@ -59,6 +59,7 @@ def base():
     config.data.path = ""
     config.data.data_dir = ""  # Of TFDS; "" is its own, ~/tensorflow_datasets.
     config.data.index_dir = "~/.cache/g2sd_jax"  # Where TFRecord files are indexed.
+    config.data.shuffle_buffer = 4096  # Examples, where files give no random access.
     config.data.class_list = ""  # Outputs by name: a file, imagenet1k; "" = as sorted.
     config.data.train_split = "train"
     config.data.eval_split = "val"

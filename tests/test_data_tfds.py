@@ -201,7 +201,7 @@ def test_the_index_is_made_once(root, tmp_path, form, monkeypatch):
     config = recipe(root / form, tmp_path)
     first = tfds_source.listed(config, "train")
 
-    def twice(*_):
+    def twice(*_, **__):
         raise AssertionError("looked into the files again")
 
     with monkeypatch.context() as patch:
@@ -303,3 +303,93 @@ def test_prepare_packs_a_tfds_set(root, tmp_path, capsys):
     given += [f"--out={out}", "--splits=train,validation", "--size=16"]
     assert cli.main(["prepare", *given]) == 0, capsys.readouterr().err
     assert "train: 23 pictures of 3 classes, 0 unreadable" in capsys.readouterr().out
+
+
+# Sets that are not on a local disk.
+
+
+@pytest.fixture
+def remote(root, tmp_path, monkeypatch):
+    """The recipe of a set that is taken for one at gs://…."""
+    monkeypatch.setattr(tfds_source, "is_remote", lambda path: True)
+    overrides = {"model.image_size": (16, 16), "data.train_examples": 23}
+    overrides |= {"data.eval_split": "validation", "data.max_bad_share": 0.2}
+    return recipe(root / "tfrecord", tmp_path, **overrides)
+
+
+def test_a_stream_gives_the_batches_of_its_examples(remote):
+    held = source.load(remote, "train")
+    whole = order.train_batches(held, 8, seed=3)
+    whole = [next(whole) for _ in range(5)]
+    started = order.train_batches(held, 8, 3, start_step=3)
+    for expected in whole[3:]:
+        for name, array in next(started).items():
+            assert array.tobytes() == expected[name].tobytes()
+    for batch in whole:
+        assert batch["image"].dtype == np.uint8 and batch["valid"].all()
+        assert batch["crop"].shape == (8, 4) and batch["index"].dtype == np.int32
+    seen = [i for batch in whole[:2] for i in batch["index"]]
+    assert len(set(seen)) == 16
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stream_is_judged_as_a_local_set_is(remote, monkeypatch, processes):
+    streamed, local = source.load(remote, "validation"), {}
+    monkeypatch.undo()
+    for batch, _ in order.eval_batches(source.load(remote, "validation"), 4):
+        rows = zip(batch["index"], batch["image"], batch["valid"], strict=True)
+        local |= {index: image for index, image, valid in rows if valid}
+    labels = tfds_source.listed(remote, "validation").labels
+    counted = []
+    for process in range(processes):
+        for batch, told in order.eval_batches(streamed, 4, process, processes):
+            index = batch["index"][batch["valid"]]
+            assert [one["label"] for one in told] == labels[index].tolist()
+            for row, number in enumerate(index):
+                np.testing.assert_array_equal(batch["image"][row], local[number])
+            counted.extend(index)
+    assert sorted(counted) == list(range(COUNTS["validation"]))
+
+
+def test_what_a_stream_cannot_do_is_refused(remote, root, tmp_path):
+    held = source.load(remote, "train")
+    with pytest.raises(ValueError, match=r"no example can be picked .*neighbours"):
+        held.fetch(np.array([3, 20]))
+    with remote.unlocked():
+        remote.data.limit = remote.data.train_examples = 9
+        assert source.load(remote, "train").count == 9
+        remote.data.class_list = "imagenet1k"
+    with pytest.raises(ValueError, match=r"class_list='imagenet1k': which classes"):
+        source.load(remote, "train")
+    config = recipe(root / "array_record", tmp_path)
+    with pytest.raises(ValueError, match=r"array_record, which is read from a local"):
+        source.load(config, "train")
+
+
+def test_bad_examples_of_a_stream_are_replaced_and_listed(remote, monkeypatch):
+    parsed = tfrecord.picture
+
+    def damaged(record, *about):
+        start, end, label = parsed(record, *about)
+        return (
+            (start, start + 9, label)
+            if label == 2 and b"/2.jpg" in record
+            else (start, end, label)
+        )
+
+    monkeypatch.setattr(tfrecord, "picture", damaged)
+    held = source.load(remote, "train")
+    batches = order.train_batches(held, 23, seed=3)
+    batch = next(batches)
+    assert batch["valid"].all() and len(set(batch["index"])) == 22
+    np.testing.assert_array_equal(
+        next(order.train_batches(held, 23, seed=3))["image"], batch["image"]
+    )
+    judged = list(order.eval_batches(source.load(remote, "validation"), 4))
+    assert sum(batch["valid"].sum() for batch, _ in judged) == 6
+    for batch, told in judged:
+        assert batch["valid"][: len(told)].all() and len(told) == batch["valid"].sum()
+    with remote.unlocked():
+        remote.data.max_bad_share = 0.0
+    with pytest.raises(ValueError, match=r"1 of 23 examples of split 'train'"):
+        next(order.train_batches(source.load(remote, "train"), 23, seed=3))

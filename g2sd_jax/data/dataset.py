@@ -3,7 +3,7 @@
 """What every source of examples hands over: random access to one split."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,6 @@ from g2sd_jax.data import classes as class_lists
 
 class Dataset(NamedTuple):
     """One split. Random access is what lets a run resume without reading what it skips.
-
-    A streaming pipeline replaces this and `order` together: it yields the same batches.
 
     `fetch` gives examples as the training of an epoch sees them, for a crop that is
     made on the host is another one in every epoch, or as evaluation does where the
@@ -26,6 +24,7 @@ class Dataset(NamedTuple):
     fetch: Callable  # (indices [b] int64, epoch=None) -> dict of arrays [b, ...]
     original: Callable  # (index) -> dict, the un-batched example as evaluators judge it
     ahead: int = 0  # Batches to read before they are asked for.
+    stream: Any = None  # Of files without random access: its batches, not `order`'s.
 
 
 def in_memory(config, image, label, classes=(), origin="the data set") -> Dataset:

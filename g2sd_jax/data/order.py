@@ -46,6 +46,9 @@ def train_batches(dataset, batch, seed, start_step=0, process_index=0, process_c
     Returns:
         Iterator of dicts of arrays [b, ...], `index` int32 and `valid` among them.
     """
+    if dataset.stream is not None:
+        given = batch, seed, start_step, process_index, process_count
+        return dataset.stream.train_batches(*given)
     rows = share(batch, process_index, process_count)
     per_epoch = dataset.count // batch
     if per_epoch == 0:
@@ -72,6 +75,8 @@ def eval_batches(dataset, batch, process_index=0, process_count=1):
         Iterator of `(batch, examples)`: a dict of arrays [b, ...] whose `valid` marks
         the real rows, and the originals of those.
     """
+    if dataset.stream is not None:
+        return dataset.stream.eval_batches(batch, process_index, process_count)
     rows = share(batch, process_index, process_count)
 
     def read(first):

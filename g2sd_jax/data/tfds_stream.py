@@ -1,181 +1,147 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""TFRecord files that can only be read from their beginning, such as those at gs://….
+"""TFDS sets that are not on a local disk: `record_stream`, decoded as it comes."""
 
-Process p of n owns the p-th n-th of a split's examples, whichever files they are in. An
-epoch visits its files in an order drawn from (seed, epoch, p), eight at a time, and its
-examples through a shuffle buffer that is drawn alike. So an epoch sees every example
-once, in an order that is fixed for a given number of processes. A run that starts
-within an epoch reads what it skips, but decodes none of it.
-"""
-
-from collections.abc import Callable, Iterator
+import functools
+import os
+from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
 
-from g2sd_jax.data import order, tfrecord
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import decoder, failures, order, pipeline, record_stream, tfrecord
 
-CYCLE, BLOCK = 8, 16  # Files read at once, examples taken of each in turn.
-
-
-class Part(NamedTuple):
-    """A stretch of one file."""
-
-    path: str
-    first: int  # The split's number of its first example.
-    skip: int  # Examples of the file before that.
-    take: int
+FIRST = 8  # Examples that are looked at before any order is known.
 
 
-class Encoded(NamedTuple):
-    """Undecoded examples of one batch."""
-
-    index: np.ndarray  # [b] int32, numbers within the split
-    valid: np.ndarray  # [b] bool; rows that are not repeat the batch's first
-    image: list[bytes]  # b
-    label: np.ndarray  # [b] int32
-
-
-class Stream(NamedTuple):
-    """One split: what a process reads, in which order, is decided by its functions."""
-
-    count: int
-    classes: tuple[str, ...]
-    parts: tuple[Part, ...]
-    parse: Callable  # record -> (bytes of the picture, label)
-    buffer: int  # Examples that are shuffled at a time.
-    name: Callable[[int], str]
-    origin: str
-
-
-def open_split(parts, image, label, **about) -> Stream:
-    """A `Stream` of TFDS's file instructions.
+def dataset(config, found, split) -> datasets.Dataset:
+    """A split that is decoded as it comes.
 
     Args:
-        parts: `builder.info.splits[split].file_instructions`.
-        image: the feature with the encoded picture.
-        label: the feature with the class, or None.
-        **about: the other fields.
+        config: the whole recipe.
+        found: a `tfds_source.Found`.
+        split: its name.
     """
+    if config.data.class_list:
+        raise ValueError(
+            f"config.data.class_list={config.data.class_list!r}: which classes occur "
+            f"in {found.origin} is not known before all of it is read; copy it to a "
+            "local disk."
+        )
+    stream = open_split(found, config.data.shuffle_buffer)
+    if config.data.limit is not None:
+        stream = stream._replace(count=min(stream.count, config.data.limit))
+    decode, ahead = (
+        Decoder(config, found, split, stream.count).batch,
+        config.data.prefetch,
+    )
+
+    def train(*given):
+        read = record_stream.train_batches(stream, *given)
+        return order.read_ahead(lambda asked: decode(*asked), read, ahead)
+
+    def evaluate(*given):
+        read = record_stream.eval_batches(stream, *given)
+        return order.read_ahead(lambda asked: judged(decode(*asked)), read, ahead)
+
+    def fetch(indices, epoch=None):
+        """The first examples alone, which tell what all look like."""
+        if max(indices) >= FIRST:
+            raise ValueError(
+                f"{found.origin} is not on a local disk, so no example can be picked "
+                "from it (config.signal.neighbours does); copy it to one."
+            )
+        few = stream._replace(count=min(FIRST, stream.count))
+        [batch] = (decode(*asked) for asked in record_stream.eval_batches(few, FIRST))
+        return {name: array[indices] for name, array in batch.items()}
+
+    def original(index):
+        return {name: array[0] for name, array in fetch([index]).items()}
+
+    streaming = Streaming(train, evaluate)
+    return datasets.Dataset(
+        stream.count, found.classes, fetch, original, ahead, streaming
+    )
+
+
+class Streaming(NamedTuple):
+    """What `order` leaves to a set without random access."""
+
+    train_batches: Callable  # As `order.train_batches`, without the data set.
+    eval_batches: Callable
+
+
+def open_split(found, buffer) -> record_stream.Stream:
+    """The `Stream` of a `tfds_source.Found`."""
 
     def parse(record):
-        start, end, number = tfrecord.picture(record, 0, len(record), image, label)
-        return record[start:end], number
+        whole = 0, len(record), found.image, found.label
+        start, end, label = tfrecord.picture(record, *whole)
+        return record[start:end], label
 
-    firsts = np.cumsum([0] + [part.take for part in parts]).tolist()
-    stretches = tuple(
-        Part(str(part.filename), first, part.skip, part.take)
-        for part, first in zip(parts, firsts, strict=False)
+    firsts = np.cumsum([0] + [part.take for part in found.parts]).tolist()
+    parts = tuple(
+        record_stream.Part(str(part.filename), first, part.skip, part.take)
+        for part, first in zip(found.parts, firsts, strict=False)
     )
-    return Stream(count=firsts[-1], parts=stretches, parse=parse, **about)
+    return record_stream.Stream(firsts[-1], parts, parse, buffer)
 
 
-def share(parts, count, process_index, process_count) -> list[Part]:
-    """The stretches of one process; their sizes differ by one at most."""
-    begin = count * process_index // process_count
-    end = count * (process_index + 1) // process_count
-    own = []
-    for part in parts:
-        first, last = max(begin, part.first), min(end, part.first + part.take)
-        if first < last:
-            skip = part.skip + first - part.first
-            own.append(Part(part.path, first, skip, last - first))
-    return own
+class Decoder:
+    """Makes a batch of what was read."""
+
+    def __init__(self, config, found, split, count):
+        decoder.check_channels(config.model.channels)
+        self._config, self._found, self._split = config, found, split
+        self._count = count
+        self._frames = pipeline.Training(config), pipeline.Evaluating(config)
+        workers = config.data.workers or len(os.sched_getaffinity(0))
+        self._pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
+
+    def batch(self, held: record_stream.Read, epoch) -> dict:
+        """Arrays [b, ...]; of a picture that is bad, the next of the batch instead.
+
+        Where the epoch is None nothing is put instead, and the row is not valid.
+        """
+        frames = self._frames[epoch is None]
+        arrays = frames.empty(len(held.image))
+        place = functools.partial(self._place, held, frames, arrays, epoch)
+        used = np.array(list(self._pool.map(place, range(len(held.image)))))
+        found = used >= 0
+        rows = np.where(found, used, np.arange(len(used)))
+        label = held.label[rows]
+        if self._config.data.classes:
+            origin = self._found.origin
+            datasets.check_labels(label[found], self._config.data.classes, origin)
+        arrays["label"] = label
+        return {**arrays, "index": held.index[rows], "valid": found}
+
+    def _place(self, held, frames, arrays, epoch, row) -> int:
+        """The row whose picture was put here, or -1."""
+        if not held.valid[row]:
+            return -1
+        rows = len(held.image)
+        for at in ((row + step) % rows for step in range(rows)):
+            index = int(held.index[at])
+            try:
+                channels = self._config.model.channels
+                picture = decoder.opened(held.image[at], channels)
+                frames.place(arrays, row, picture, epoch, index)
+                return at
+            except decoder.Unreadable as error:
+                name = f"{self._config.data.source}/{self._split}#{index}"
+                about = self._split, self._count, index, name, error
+                failures.note(self._config, *about)
+                if epoch is None:
+                    return -1
+        raise ValueError(f"{self._found.origin}: a whole batch cannot be read.")
 
 
-def train_batches(
-    stream: Stream, batch, seed, start_step=0, process_index=0, process_count=1
-) -> Iterator[Encoded]:
-    """The endless batches of one process from any step on, as in `order`."""
-    rows = rows_of(batch, process_index, process_count)
-    per_epoch = stream.count // batch
-    if per_epoch == 0:
-        raise ValueError(
-            f"config.batch={batch} but only {stream.count} training examples: an epoch "
-            f"would hold no batch; use a batch of at most {stream.count}."
-        )
-    own = share(stream.parts, stream.count, process_index, process_count)
-
-    def endless():
-        epoch, place = divmod(start_step, per_epoch)
-        while True:
-            bits = np.random.SeedSequence([seed, epoch, process_index])
-            examples = shuffled(own, bits, stream.buffer, place * rows)
-            for _ in range(place, per_epoch):
-                yield gather(stream, [next(examples) for _ in range(rows)], rows)
-            epoch, place = epoch + 1, 0
-
-    return endless()
-
-
-def eval_batches(
-    stream: Stream, batch, process_index=0, process_count=1
-) -> Iterator[Encoded]:
-    """Every example once over all processes, which yield equally many batches."""
-    rows = rows_of(batch, process_index, process_count)
-    own = share(stream.parts, stream.count, process_index, process_count)
-    largest = -(-stream.count // process_count)
-
-    def all_once():
-        examples, held = in_order(own), sum(part.take for part in own)
-        for first in range(0, largest, rows):
-            some = [next(examples) for _ in range(min(rows, max(0, held - first)))]
-            yield gather(stream, some, rows)
-
-    return all_once()
-
-
-def rows_of(batch, process_index, process_count):
-    rows = order.share(batch, process_index, process_count)
-    return rows.stop - rows.start
-
-
-def gather(stream, numbered, rows) -> Encoded:
-    """A batch of `rows` of what was read; what is missing is not valid."""
-    parsed = [stream.parse(record) for _, record in numbered]
-    missing = rows - len(parsed)
-    images, labels = [image for image, _ in parsed], [label for _, label in parsed]
-    index = [number for number, _ in numbered]
-    return Encoded(
-        index=np.array(index + [0] * missing, np.int32),
-        valid=np.arange(rows) < len(parsed),
-        image=images + [b""] * missing,
-        label=np.array(labels + [0] * missing, np.int32),
-    )
-
-
-def shuffled(parts, bits, buffer, skip):
-    """Iterator of (number, record) in the order that `bits` draws, from `skip` on."""
-    drawn = np.random.Generator(np.random.PCG64(bits))
-    parts = [parts[i] for i in drawn.permutation(len(parts))]
-    seed = int(drawn.integers(1 << 31))
-    return read(parts, CYCLE, lambda records: records.shuffle(buffer, seed).skip(skip))
-
-
-def in_order(parts):
-    return read(parts, 1, lambda records: records)
-
-
-def read(parts, cycle, arrange):
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # They are the model's.
-
-    def records(path, first, skip, take):
-        held = tf.data.TFRecordDataset(path).skip(skip).take(take)
-        return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + take), held)
-
-    if not parts:
-        return iter(())
-    paths, *numbers = zip(*parts, strict=True)
-    columns = (list(paths), *np.array(numbers, np.int64))
-    files = tf.data.Dataset.from_tensor_slices(columns)
-    numbered = files.interleave(
-        records,
-        cycle_length=cycle,
-        block_length=BLOCK,
-        num_parallel_calls=cycle,
-        deterministic=True,
-    )
-    return arrange(numbered).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+def judged(batch):
+    """A batch whose valid rows come first, and what evaluators are told of those."""
+    rank = np.argsort(~batch["valid"], kind="stable")
+    batch = {name: array[rank] for name, array in batch.items()}
+    kept = batch["label"][batch["valid"]]
+    return batch, [{"label": label} for label in kept]

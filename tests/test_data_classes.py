@@ -5,8 +5,10 @@
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
-from g2sd_jax.data import classes
+from g2sd_jax import recipes
+from g2sd_jax.data import classes, source
 
 SOURCE = ("ant", "bee", "cow")
 LABELS = np.array([2, 0, 2, 1], np.int32)
@@ -93,3 +95,35 @@ def test_sources_without_names_and_missing_files_are_refused(tmp_path):
     config.data.class_list = "imagenet21k"
     with pytest.raises(ValueError, match=r"cannot be read .* or one of imagenet1k"):
         classes.mapped(config, SOURCE, LABELS, "the set")
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrays", "npz"])
+def test_every_source_of_pictures_maps(tmp_path, kind):
+    for name, value in (("ant", 10), ("cow", 20)):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (value,) * 3).save(
+                tmp_path / split / name / "0.png"
+            )
+    path = tmp_path
+    if kind == "npz":
+        image = np.repeat(np.uint8([10, 20]), 192).reshape(2, 8, 8, 3)
+        arrays = dict(train_image=image, train_label=[0, 1], classes=["ant", "cow"])
+        np.savez(path := tmp_path / "set.npz", **arrays)
+    (tmp_path / "list.txt").write_text("dog\ncow\nant\n")
+    overrides = dict(
+        source="folder" if kind == "folder" else "arrays",
+        path=str(path),
+        class_list=str(tmp_path / "list.txt"),
+        classes=3,
+        train_examples=2,
+    )
+    overrides = {f"data.{key}": value for key, value in overrides.items()}
+    config = recipes.load("finetune", overrides | {"model.image_size": (8, 8)})
+    held = source.load(config, "train")
+    assert held.classes == ("dog", "cow", "ant")
+    batch = held.fetch(np.arange(2))
+    values = [{10: 2, 20: 1}[int(value)] for value in batch["image"][:, 0, 0, 0]]
+    assert batch["label"].tolist() == values == [2, 1]
+    told = held.original(0)
+    assert told["label"] == 2 and told["among"].tolist() == [1, 2]

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from g2sd_jax import cli, recipes
-from g2sd_jax.data import decoder, order, packing, packs, prepared, source
+from g2sd_jax.data import copies, decoder, order, packing, packs, prepared, source
 from g2sd_jax.data import folder as folders
 from g2sd_jax.tools import prepare
 
@@ -91,7 +92,7 @@ def test_a_copy_holds_the_set_in_its_order_without_the_unreadable(folder, copy):
             assert held.name(index).endswith(origin.name(other).split("/", 1)[1][-9:])
             expected = packing.shrunk(origin.read(other), 16, "jpeg")
             assert held.read(index) == expected
-    lines = (copy / prepare.UNREADABLE).read_text().splitlines()
+    lines = (copy / copies.UNREADABLE).read_text().splitlines()
     names = [json.loads(line)["name"] for line in lines]
     assert sorted(name[-10:] for name in names) == ["ant/03.jpg", "bee/05.jpg"]
 
@@ -228,6 +229,19 @@ def test_what_is_whole_is_kept_and_what_is_damaged_made_again(folder, tmp_path, 
     assert hashes(out) == expected
     kept = [path for path, at in before.items() if path.stat().st_mtime_ns == at]
     assert len(kept) == len(before) - 2
+
+
+def test_pictures_that_were_mended_are_packed_after_all(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    given = arguments(tmp_path / "set", tmp_path / "out")
+    prepare.main(given)
+    before = hashes(tmp_path / "out")
+    (tmp_path / "set" / "train" / "ant" / "03.jpg").write_bytes(photo(3))
+    prepare.main(given)
+    after = hashes(tmp_path / "out")
+    assert prepared.listed(recipe(tmp_path / "out"), "train").count == 27
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"train/00001.pack", "manifest.json", "unreadable.jsonl"}
 
 
 def test_verify_finds_one_changed_bit(folder, tmp_path, capsys):

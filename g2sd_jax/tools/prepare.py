@@ -9,12 +9,10 @@ at any time, the same command goes on where it was, and ends with the same bytes
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 from pathlib import Path
 
 import PIL
@@ -22,10 +20,9 @@ import tqdm
 from PIL import features
 
 from g2sd_jax import cli, core, recipes
-from g2sd_jax.data import folder, packing, packs, prepared, tfds_source
+from g2sd_jax.data import copies, folder, packing, packs, prepared, tfds_source
 
 LEAST_PACK, MOST_PACKS = 4096, 256  # Pictures; files that stay open while training.
-UNREADABLE = "unreadable.jsonl"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,11 +90,13 @@ def run(args) -> None:
     job = describe(args, splits)
     with claimed(out, job) as job:
         told = {}
+        ways = dict(workers=args.workers, verify=args.verify)
+        ways |= dict(max_bad_share=args.max_bad_share)
         try:
             for split, examples in splits.items():
                 (out / split).mkdir(exist_ok=True)
-                told[split] = make_split(args, out, split, examples, job)
-            finish(out, job, told)
+                told[split] = copies.make_split(out, split, examples, job, **ways)
+            copies.finish(out, job, told)
         except OSError as error:  # Of writing: a picture's own is listed as unreadable.
             raise ValueError(
                 f"--out={out}: {error.strerror or error}; finished packs are kept. "
@@ -165,7 +164,7 @@ def claimed(out: Path, job: dict) -> Iterator[dict]:
     """Holds `out` for this process; yields the job as its first start wrote it."""
     known = [out / prepared.MANIFEST, out / prepared.UNFINISHED]
     held = set(out.iterdir()) if out.exists() else set()
-    if held - {part_of(known[1])} and not held & set(known):
+    if held - {copies.part_of(known[1])} and not held & set(known):
         raise ValueError(
             f"--out={out} holds something else; give an empty folder or a new one."
         )
@@ -182,7 +181,7 @@ def claimed(out: Path, job: dict) -> Iterator[dict]:
             first = json.loads(known[1].read_text(encoding="utf-8"))
         else:
             first = job
-            write_whole(known[1], to_text(job))
+            copies.write_whole(known[1], copies.to_text(job))
         there, now = core.flatten(first), core.flatten(job)
         different = [
             f"{key} {there.get(key)!r} there, {now.get(key)!r} now"
@@ -197,102 +196,3 @@ def claimed(out: Path, job: dict) -> Iterator[dict]:
         yield first
     finally:
         os.close(folder)
-
-
-def to_text(tree) -> str:
-    return json.dumps(tree, indent=1) + "\n"
-
-
-def part_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all, also when the power fails."""
-    part = part_of(path)
-    with open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def make_split(args, out, split, examples, job) -> dict:
-    """Packs what is missing of one split; what the manifest says of it."""
-    begins = range(0, examples.count, job["pack"])
-    files = [Path(split) / f"{number:05}.pack" for number in range(len(begins))]
-    make = functools.partial(packing.attempt, examples, job)
-    most_bad = args.max_bad_share * examples.count
-    bad = 0
-    with (
-        tqdm.tqdm(
-            desc=split, total=examples.count, unit="picture", disable=None
-        ) as bar,
-        futures.ThreadPoolExecutor(args.workers) as pool,
-    ):
-        for file, begin in zip(files, begins, strict=True):
-            wanted = range(begin, min(begin + job["pack"], examples.count))
-            if not is_whole(out / file, args.verify):
-                made = packing.ahead(pool, make, wanted, depth=4 * args.workers)
-                packs.write(out / file, counted(made, bar))
-            else:
-                bar.update(len(wanted))
-            bad += len(packs.index(out / file).bad)
-            if bad > most_bad:
-                raise ValueError(too_many(out / file, bad, examples.count, args))
-    return dict(
-        count=examples.count - bad,
-        unreadable=bad,
-        classes=list(examples.classes),
-        labelled=examples.labels is not None,
-        packs=[
-            dict(
-                file=file.as_posix(),
-                bytes=(out / file).stat().st_size,
-                sha256=packs.digest(out / file),
-            )
-            for file in files
-        ],
-    )
-
-
-def is_whole(path: Path, thoroughly: bool) -> bool:
-    """Whether a pack can be kept; one that cannot is made again."""
-    try:
-        packs.index(path)
-        if thoroughly:
-            packs.verify(path)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-def counted(items, bar):
-    for item in items:
-        yield item
-        bar.update()
-
-
-def too_many(file, bad, count, args):
-    name, reason = packs.index(file).bad[-1]
-    return (
-        f"{bad} of {count} pictures cannot be read, which is more than --max_bad_share="
-        f"{args.max_bad_share}; the last one is {name}: {reason}. Mend the source, or "
-        "allow more."
-    )
-
-
-def finish(out: Path, job: dict, told: dict) -> None:
-    """Lists what was unreadable, then writes the manifest, last of all."""
-    lines = [
-        json.dumps(dict(split=split, name=name, reason=reason)) + "\n"
-        for split, about in told.items()
-        for pack in about["packs"]
-        for name, reason in packs.index(out / pack["file"]).bad
-    ]
-    for torn in out.glob("*/*.pack.part"):
-        torn.unlink()
-    write_whole(out / UNREADABLE, "".join(lines))
-    manifest = dict(layout=prepared.LAYOUT, job=job, splits=told)
-    write_whole(out / prepared.MANIFEST, to_text(manifest))
-    (out / prepared.UNFINISHED).unlink(missing_ok=True)

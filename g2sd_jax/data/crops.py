@@ -11,6 +11,24 @@ PUBLISHED = 0.875, 224  # Share of the shorter side, up to this input size; whol
 PURPOSE = zlib.crc32(b"crop")
 
 
+def training_box(size, config, epoch, index):
+    """What the training of an epoch sees of an example: the whole recipe says how.
+
+    Args:
+        size: (height, width) of the picture.
+        config: the recipe.
+        epoch: from 0.
+        index: of the example.
+    """
+    augment = config.augment
+    if not augment.crop_area:
+        return centre_box(size, config.model.image_size)
+    drawn = uniforms(config.seed, epoch, index, 2 + 2 * augment.crop_tries)
+    return random_box(
+        size, drawn, augment.crop_area, augment.crop_aspect, augment.crop_tries
+    )
+
+
 def uniforms(seed, epoch, index, count):
     """[count] floats in [0, 1) of one example in one epoch, and of nothing else."""
     bits = np.random.Philox(key=[seed, PURPOSE], counter=[0, 0, index, epoch])

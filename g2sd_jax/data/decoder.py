@@ -78,9 +78,8 @@ def opened(data: bytes, channels: int) -> Picture:
 
 
 def by_turbo(data, channels, stored, colours):
-    # Only pictures that carry EXIF pay for having it parsed.
     turn = UPRIGHT
-    if b"Exif\0\0" in data[: 1 << 16]:
+    if has_exif(data):  # Only those that carry it pay for having it parsed.
         turn = TURNS.get(guarded(lambda: orientation(data)), UPRIGHT)
     direct = "GRAY" if channels == 1 and colours == "Gray" else "RGB"
 
@@ -151,6 +150,16 @@ def guarded(use):
         raise Unreadable(f"the file is no picture that is read ({names})") from error
     except Exception as error:  # Pillow raises some ten types for broken files.
         raise Unreadable(f"{error}") from error
+
+
+def has_exif(data):
+    """Whether a segment before the pixels of a JPEG is EXIF."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        if data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def orientation(data):

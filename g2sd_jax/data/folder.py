@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class folders of picture files, on a disk or inside a tar, as `Encoded`."""
 
-import collections
+import functools
 import os
 import tarfile
 import weakref
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def listed(config, split) -> encoded.Encoded:
     the class folders of the training split.
     """
     path = located(config, split)
-    held = Tar(path) if path.is_file() else Folder(path)
+    held = opened(path)
     found, beneath = held.classes(config, split)
     origin = f"split {split!r} of {path}"
     if not any(found.values()):
@@ -53,6 +53,8 @@ def listed(config, split) -> encoded.Encoded:
             f"{', '.join(empty)}; fill them, or remove them."
         )
     encoded.check_names(names, origin)
+    if config.data.classes and not config.data.hold_out:
+        check_classes(config, names, origin)
     ranked = sorted(
         (rank, label, file)
         for label, name in enumerate(names)
@@ -85,6 +87,24 @@ def located(config, split, endings=TARS, accepted=ACCEPTED) -> Path:
     return path
 
 
+def check_classes(config, names, origin):
+    """Refuses a split whose class folders would be numbered unlike the training's."""
+    split = config.data.train_split
+    try:
+        path = located(config, split)
+    except ValueError:
+        return  # A set that is only judged may come without the other.
+    theirs = opened(path).names(config, split)
+    differ = sorted(set(theirs) ^ set(names))
+    if theirs and differ:
+        raise ValueError(
+            f"{origin} and split {split!r} differ in their class folders, so that the "
+            f"labels would mean different things; only one of them has: "
+            f"{', '.join(differ[:10])}{' …' if len(differ) > 10 else ''}. Give both "
+            "the same folders."
+        )
+
+
 def parted(config, split, found, splits, where):
     """`found` cut to one side of a split by fraction, the same one in every run.
 
@@ -115,6 +135,19 @@ def parted(config, split, found, splits, where):
     return kept
 
 
+def opened(path):
+    if path.is_dir():
+        return Folder(path)
+    told = path.stat()
+    return tar(path, told.st_mtime_ns, told.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def tar(path, _changed, _size):
+    """Going through a large tar takes minutes: once for all splits of it."""
+    return Tar(path)
+
+
 class Folder:
     """Pictures on a disk; a place is a path."""
 
@@ -124,20 +157,25 @@ class Folder:
         self._path = path
 
     def folders(self):
-        inside = (entry for entry in self._path.iterdir() if entry.is_dir())
-        return sorted(entry.name for entry in inside if not hidden(entry))
+        inside = self._path.iterdir() if self._path.is_dir() else ()
+        found = (entry.name for entry in inside if entry.is_dir())
+        return sorted(name for name in found if not hidden(name))
+
+    def names(self, _config, split):
+        """Class folders alone: their files need not be listed for that."""
+        return Folder(self._path / split).folders()
 
     def classes(self, config, split):
         """{class: {file: place}} and the layout that was looked for."""
         parting = bool(config.data.hold_out)
         root = self._path if parting else self._path / split
         found = {}
-        for name in Folder(root).folders() if root.is_dir() else ():
+        for name in Folder(root).folders():
             with os.scandir(root / name) as files:
                 found[name] = {
                     file.name: file.path
                     for file in files
-                    if is_picture(Path(file.name)) and file.is_file()
+                    if is_picture(file.name) and file.is_file()
                 }
         if parting:
             found = parted(config, split, found, found, self._path)
@@ -167,45 +205,58 @@ class Tar:
             )
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
+        self._members = list(self._scan())
 
-    def members(self):
-        """Yields (path, place) of every picture."""
+    def _scan(self):
+        """Yields (path, place) of every picture, and (path/, None) of every folder."""
+        end = self._path.stat().st_size
         try:
-            with tarfile.open(self._path) as tar:
-                for member in tar:
-                    file = PurePosixPath(member.name)
-                    if member.isfile() and is_picture(file):
+            with tarfile.open(self._path) as members:
+                for member in members:
+                    name = member.name.removeprefix("./")
+                    if member.isdir():
+                        yield f"{name}/", None
+                    elif member.isfile() and is_picture(name.rpartition("/")[2]):
                         place = member.offset_data, member.size
                         if self._packed:
-                            place = tar.extractfile(member).read()
-                        yield file, place
-                    tar.members = []  # It would keep a record of each.
+                            place = members.extractfile(member).read()
+                        elif sum(place) > end:
+                            raise tarfile.ReadError(f"it ends inside {name}")
+                        yield name, place
+                    members.members = []  # It would keep a record of each.
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise ValueError(
                 f"{self._path} cannot be read as a tar: {error}"
             ) from error
 
     def folders(self):
-        return sorted({"/".join(file.parts[:-2]) or "." for file, _ in self.members()})
+        parts = (name.split("/")[:-2] for name, place in self._members if place)
+        return sorted({"/".join(part) or "." for part in parts})
+
+    def names(self, config, split):
+        return sorted(self.classes(config, split)[0])
 
     def classes(self, config, split):
         """{class: {file: place}} and the layout that was looked for."""
         parting = bool(config.data.hold_out)
-        found, above = collections.defaultdict(dict), set()
-        depth = 2 if parting else 3
-        for file, place in self.members():
-            if len(file.parts) < depth or not (parting or file.parts[-3] == split):
+        found, above = {}, set()
+        for name, place in self._members:
+            *top, last, kind, file = ["", "", *name.split("/")]
+            if hidden(kind) or (not place if parting else last != split):
                 continue
-            above.add("/".join(file.parts[:-2]))
-            found[file.parts[-2]][file.name] = place
+            files = found.setdefault(kind, {})
+            if place:
+                files[file] = place
+                above.add("/".join([*top, last]).strip("/"))
+        if parting:
+            splits = {each.rpartition("/")[2] for each in above}
+            found = parted(config, split, found, splits, self._path)
         if len(above) > 1:
             raise ValueError(
                 f"{self._path} holds class folders in several places: "
                 f"{', '.join(sorted(above))}; pack one of them."
             )
-        if parting:
-            found = parted(config, split, found, above, self._path)
-        return dict(found), "CLASS/" if parting else f"{split}/CLASS/"
+        return found, "CLASS/" if parting else f"{split}/CLASS/"
 
     def read(self, place):
         if self._packed:
@@ -214,9 +265,9 @@ class Tar:
         return os.pread(self._file, size, offset)
 
 
-def hidden(path):
-    return path.name.startswith(".")  # Among them macOS's ._picture.jpg.
+def hidden(name):
+    return name.startswith(".")  # Among them macOS's ._picture.jpg.
 
 
-def is_picture(path):
-    return path.suffix.lower() in SUFFIXES and not hidden(path)
+def is_picture(name):
+    return name.lower().endswith(SUFFIXES) and not hidden(name)

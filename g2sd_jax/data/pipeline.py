@@ -82,7 +82,7 @@ class Training:
     """Random resized crops, drawn from (seed, epoch, index) and nothing else."""
 
     def __init__(self, config):
-        self._seed, self._augment = config.seed, config.augment
+        self._config = config
         self._size, self._channels = (
             tuple(config.model.image_size),
             config.model.channels,
@@ -103,7 +103,7 @@ class Training:
         return {"image": image, "crop": np.zeros((count, 4), np.float32)}
 
     def place(self, batch, row, picture, epoch, index):
-        box = self._box(picture.size, epoch, index)
+        box = crops.training_box(picture.size, self._config, epoch, index)
         part = None
         if self._on_device:
             part = crops.eighths(box, self._size, self._canvas)
@@ -117,15 +117,6 @@ class Training:
         height, width = pixels.shape[:2]
         batch["image"][row, :height, :width] = pixels
         batch["crop"][row] = box
-
-    def _box(self, size, epoch, index):
-        augment = self._augment
-        if not augment.crop_area:
-            return crops.centre_box(size, self._size)
-        drawn = crops.uniforms(self._seed, epoch, index, 2 + 2 * augment.crop_tries)
-        return crops.random_box(
-            size, drawn, augment.crop_area, augment.crop_aspect, augment.crop_tries
-        )
 
 
 class Evaluating:

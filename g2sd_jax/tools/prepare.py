@@ -20,7 +20,7 @@ import tqdm
 from PIL import features
 
 from g2sd_jax import cli, core, recipes
-from g2sd_jax.data import copies, folder, packing, packs, prepared, tfds_source
+from g2sd_jax.data import copies, folder, packing, packs, prepared, source
 
 LEAST_PACK, MOST_PACKS = 4096, 256  # Pictures; files that stay open while training.
 
@@ -119,11 +119,10 @@ def sets(args) -> dict:
     overrides |= {"hold_out": args.hold_out, "classes": 0}
     overrides = {f"data.{key}": value for key, value in overrides.items()}
     config = recipes.load("pretrain", overrides)
-    module = tfds_source if name != "folder" else folder
     found = {}
     for split in args.splits.split(","):
-        held = module.listed(config, split)
-        root = str(folder.located(config, split)) if module is folder else ""
+        held = source.encoded(config, split)
+        root = str(folder.located(config, split)) if name == "folder" else ""
         found[split] = held._replace(name=named_below(root, held.name))
     return found
 

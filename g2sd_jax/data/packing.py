@@ -2,10 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One picture as a prepared copy holds it: upright, shrunk once, encoded again.
 
-The defaults are the coarsest at which pixels stay within 2 grey levels, on average, of
-the shrunk picture. 150 flower photographs with the shorter side at 160: quality 95 with
-4:4:4 chroma 1.5 levels at 21 kB each, 95 with 4:2:0 2.3 levels at 16 kB, 90 with 4:2:0
-2.9 levels at 12 kB; raw pixels none at 103 kB.
+84 flower photographs as JPEGs of 500x375 and 58 kB, shrunk to a shorter side of 256;
+error in grey levels against the shrunk pixels; images/s of `pipeline.Training` at 224,
+in CPU time, beside a Pillow loop that decodes the original, crops, resizes and flips
+(2026-11-20, two shared cores, median of 7 turns):
+
+    --format=jpeg              20 kB   mean 1.9, 2.8 % beyond 8   5.3 to 5.6 times
+    --quality=95 --chroma=444  38 kB   mean 1.0, 0.1 % beyond 8   3.3 to 3.4 times
+    --format=raw              262 kB   exact                      25 times
+    the folder itself          58 kB                              1.9 to 2.1 times
+
+So the default is what reaches five times Pillow within 2 grey levels; whoever has the
+room takes raw.
 """
 
 import collections
@@ -50,7 +58,7 @@ def attempt(examples, job, index: int) -> tuple:
     return examples.name(index), label, record
 
 
-def shrunk(data: bytes, size: int, form: str, quality=95, chroma="444") -> bytes:
+def shrunk(data: bytes, size: int, form: str, quality=90, chroma="420") -> bytes:
     """One picture file as the copy holds it.
 
     Args:

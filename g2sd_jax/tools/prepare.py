@@ -3,8 +3,9 @@
 """Packs a set of pictures for fast reading: `g2sd prepare --source=… --out=… --size=…`.
 
 Every picture is turned upright and its shorter side shrunk to `--size`, once and for
-all; a JPEG that is small enough already is copied as it is (`data/packing.py`). Killed
-at any time, the same command goes on where it was, and ends with the same bytes.
+all; a JPEG that is small enough already is copied as it is. What the formats cost and
+lose is in `data/packing.py`. Killed at any time, the same command goes on where it was,
+and ends with the same bytes.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     add("--size", type=int, default=256, help="of the shorter side, never enlarged")
     add("--splits", default="train,val", help="which splits, separated by commas")
     add("--format", default="jpeg", help="jpeg, or raw: pixels, never decoded again")
-    add("--quality", type=int, default=95, help="of JPEG, 1 to 100")
-    add("--chroma", default="444", help="of JPEG: 444 (every pixel's own), 422, 420")
+    add("--quality", type=int, default=90, help="of JPEG, 1 to 100")
+    add("--chroma", default="420", help="of JPEG: 420, 422, 444 (every pixel's own)")
     add("--hold_out", type=float, default=0.0, help="share that evaluates, unsplit")
     add("--data_dir", default="", help="where TFDS keeps its sets")
     add("--pack", type=int, help="pictures in one file; default 4096, or in 256 files")

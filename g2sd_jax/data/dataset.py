@@ -18,6 +18,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]  # Names in label order; () where there are none.
     fetch: Callable  # (indices [b] int64) -> dict of arrays [b, ...]
     original: Callable  # (index) -> dict, the un-batched example as evaluators judge it
+    labels: np.ndarray | None = None  # [count] int32, where known without reading
 
 
 def in_memory(config, image, label, classes=(), origin="the data set") -> Dataset:
@@ -43,7 +44,8 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
     def rows(indices):
         return {name: array[indices] for name, array in arrays.items()}
 
-    return Dataset(len(image), tuple(classes), rows, rows)
+    labels = arrays.get("label")
+    return Dataset(len(image), tuple(classes), rows, rows, labels=labels)
 
 
 def check_labels(label, classes, origin):

@@ -6,6 +6,7 @@ The real jitted step, on invented batches that already lie on the device and, wh
 recipe names no teacher, an untrained one: no data and no weights are needed.
 """
 
+import importlib
 import json
 import statistics
 import tempfile
@@ -35,14 +36,32 @@ def main(argv: Sequence[str]) -> int:
         default="scan,unroll",
         help="which forms of the blocks to measure: scan, unroll, or both",
     )
+    parser.add_argument(
+        "--augment",
+        action="store_true",
+        help="measure what the device does to the pictures, beside the step",
+    )
+    parser.add_argument(
+        "--canvas", default="384x512", help="HEIGHTxWIDTH that --augment starts from"
+    )
     args = recipes.parse(parser, argv)
+    if args.augment:
+        # Only now: it is built of this module's parts.
+        part = importlib.import_module("g2sd_jax.tools.bench_augment")
+        figures = part.measure(args.config, part.canvas_of(args.canvas))
+        print(part.describe(figures), flush=True)
+        return write(figures, args.out)
     loops = [core.one_of("--loops", each, FORMS) for each in args.loops.split(",")]
     peak = matmul_peak(layers.machine(args.config)["dtype"])
     figures = [measure(args.config, form, peak, args.trace) for form in loops]
     for each in figures:
         print(describe(each), flush=True)
-    if args.out:
-        with open(args.out, "w") as file:
+    return write(figures, args.out)
+
+
+def write(figures, path: str) -> int:
+    if path:
+        with open(path, "w") as file:
             json.dump(figures, file, indent=2)
     return 0
 

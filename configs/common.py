@@ -55,8 +55,12 @@ def base():
     config.compute_dtype = "bfloat16"  # Parameters, norms, softmax, losses: float32.
 
     config.data = ConfigDict()
-    config.data.source = "arrays"  # digits, arrays, fake
+    config.data.source = "arrays"  # digits, arrays, folder, prepared, tfds:NAME, fake
     config.data.path = ""
+    config.data.data_dir = ""  # Of TFDS; "" is its own, ~/tensorflow_datasets.
+    config.data.index_dir = "~/.cache/g2sd_jax"  # Where TFRecord files are indexed.
+    config.data.shuffle_buffer = 4096  # Examples, where files give no random access.
+    config.data.class_list = ""  # Outputs by name: a file, imagenet1k; "" = as sorted.
     config.data.train_split = "train"
     config.data.eval_split = "val"
     config.data.train_examples = IMAGENET  # Per epoch; checked against the real count.
@@ -64,6 +68,12 @@ def base():
     config.data.mean = (0.485, 0.456, 0.406)  # Of pixels in 0..1, per channel.
     config.data.std = (0.229, 0.224, 0.225)
     config.data.limit = placeholder(int)  # Keep only so many examples of a split.
+    config.data.hold_out = 0.0  # Of a folder without splits: the share that evaluates.
+    # Of pictures that are decoded as they are needed; those in memory need none.
+    config.data.canvas = 1.75  # Times the model's size, cropped there; 0: on the host.
+    config.data.eval_crop = placeholder(float)  # None: 0.875 up to 224 pixels, else 1.
+    config.data.max_bad_share = 0.02  # Of unreadable examples, beyond which a run ends.
+    config.data.workers = placeholder(int)  # Threads; None: one per core.
     config.data.prefetch = 2  # Batches that lie ready on the device, ahead of the step.
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left.

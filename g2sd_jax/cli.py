@@ -11,8 +11,12 @@ import g2sd_jax
 
 VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
     "train": ("g2sd_jax.main", "train one stage, or resume it"),
-    "bench": ("g2sd_jax.tools.bench", "measure a recipe's step without its data"),
+    "bench": (
+        "g2sd_jax.tools.bench",
+        "measure a recipe's step without its data, or its input",
+    ),
     "plan": ("g2sd_jax.tools.plan", "compile a recipe's step for a TPU, without one"),
+    "prepare": ("g2sd_jax.tools.prepare", "pack pictures for fast reading"),
     "chain": ("g2sd_jax.tools.chain", "train a chain of stages and write its report"),
 }
 

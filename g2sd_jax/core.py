@@ -24,7 +24,11 @@ MAY_CHANGE = (
     "profile",
     "progress",
     "wandb",
+    "data.workers",
     "data.prefetch",
+    "data.max_bad_share",
+    "data.data_dir",
+    "data.index_dir",
 )
 
 

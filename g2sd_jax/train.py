@@ -13,7 +13,7 @@ from g2sd_jax import clock as clocks
 from g2sd_jax import feed as feeds
 from g2sd_jax import step as stepping
 from g2sd_jax import workdir as folder
-from g2sd_jax.data import order, source
+from g2sd_jax.data import failures, order, source
 from g2sd_jax.models import layers
 
 DONE = "DONE"
@@ -43,8 +43,9 @@ def run(config, workdir: str) -> dict:
     stage = stages.build(config)
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
-    dataset = source.load(config, config.data.train_split)
     hosts = jax.process_index(), jax.process_count()
+    failures.list_in(workdir, hosts[0])
+    dataset = source.load(config, config.data.train_split)
     main = jax.process_index() == 0
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
     describe = dict(stage.describe, stage=config.stage, class_names=dataset.classes)

@@ -14,7 +14,10 @@ from g2sd_jax import core, recipes, train
 
 STAGES = [name for name in recipes.names() if not name.startswith("chains/")]
 # Not read by a smoke run: it counts its steps itself, and its data are invented.
-ELSEWHERE = {"total_epochs", "data.path"}
+FILES = ("path", "hold_out", "canvas", "eval_crop", "max_bad_share")
+FILES += ("data_dir", "index_dir", "class_list", "shuffle_buffer")
+ELSEWHERE = {"total_epochs", "data.workers", "data.prefetch"}
+ELSEWHERE |= {f"data.{key}" for key in FILES}
 
 
 class Recorder:

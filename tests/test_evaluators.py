@@ -71,6 +71,18 @@ def test_top1_counts_every_example_once(hosts):
         assert judged(evaluator) == expected
 
 
+def test_answers_are_chosen_among_the_classes_that_occur():
+    """As ImageNet-A and -R are scored: 200 of a model's 1000 outputs count."""
+    evaluator = classification.top1(None, None)
+    logits = np.array([[9.0, 1, 3, 2, 0, 8, 7, 6], [9.0, 5, 3, 2, 4, 8, 7, 6]])
+    told = [{"label": 2}, {"label": 3}]
+    state = evaluator.update(evaluator.start(), {"logits": logits}, told)
+    assert (state["top1"], state["top5"], state["count"]) == (0, 1, 2)
+    told = [{**one, "among": np.array([1, 2, 3])} for one in told]
+    state = evaluator.update(evaluator.start(), {"logits": logits}, told)
+    assert (state["top1"], state["top5"], state["count"]) == (1, 2, 2)
+
+
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_confusion_on_label_maps_of_mixed_sizes(hosts):
     dataset = fake.dataset(11, (16, 16), 3, CLASSES, task="segmentation")

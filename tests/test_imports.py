@@ -55,7 +55,15 @@ ALLOWED = {
 THIRD_PARTY = {
     "ops": {"jax", "numpy", "optax", "chex"},
     "losses": {"jax", "numpy", "optax", "chex"},
-    "data": {"numpy", "PIL", "sklearn", "tensorflow", "tensorflow_datasets"},
+    "data": {
+        "numpy",
+        "PIL",
+        "simplejpeg",
+        "sklearn",
+        "tensorflow",
+        "tensorflow_datasets",
+        "tqdm",
+    },
     "recipes": {"numpy", "ml_collections"},
 }
 BY_NAME = re.compile(r"g2sd_jax(\.\w+)*\Z")

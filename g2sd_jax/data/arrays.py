@@ -3,19 +3,16 @@
 """Pictures that fit into memory: an `.npz`, a folder or a tar of class folders."""
 
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import pictures
+from g2sd_jax.data import folder, pictures
 
-TARS = (".tar", ".tar.gz", ".tgz")
 ACCEPTED = (
     "an .npz with image [N, H, W, C] uint8 and label [N] (or train_image, "
-    "train_label, val_image, …), a folder SPLIT/CLASS/*.jpg, or a .tar, .tar.gz or "
-    ".tgz of such a folder; {split} in the path stands for the split"
-)
+    "train_label, val_image, …), "
+) + folder.ACCEPTED
 
 
 def load(config, split) -> datasets.Dataset:
@@ -25,26 +22,15 @@ def load(config, split) -> datasets.Dataset:
     model's in both directions; the device crops and resizes from there. Otherwise every
     picture is resized to cover the model's size and centre-cropped to it.
     """
-    given = config.data.path
-    path = Path(given.replace("{split}", split)).expanduser()
-    if not given or not path.exists():
-        raise ValueError(
-            f"config.data.path={given!r}: there is no {path if given else 'path'} for "
-            f"split {split!r}; accepted: {ACCEPTED}."
-        )
-    if path.is_dir():
-        entries, names = pictures.from_folder(path, split)
-    elif path.name.endswith(TARS):
-        entries, names = pictures.from_tar(path, split)
-    elif path.suffix == ".npz":
+    path = folder.located(config, split, (".npz", *folder.TARS), ACCEPTED)
+    if path.suffix == ".npz":
         return from_npz(config, path, split)
-    else:
-        raise ValueError(f"config.data.path={given!r} is not {ACCEPTED}.")
-    # Cut before decoding; the pictures go round the classes, so any cut holds all.
-    entries = entries[: config.data.limit]
-    image = pictures.decode(entries, config.model.image_size, config.model.channels)
-    label = np.array([entry.label for entry in entries])
-    return datasets.in_memory(config, image, label, names, str(path))
+    held = folder.listed(config, split)
+    if config.data.limit is not None:  # Cut before decoding.
+        held = held._replace(count=min(held.count, config.data.limit))
+    image = pictures.decode(held, config.model.image_size, config.model.channels)
+    labels = held.labels[: held.count]
+    return datasets.in_memory(config, image, labels, held.classes, held.origin)
 
 
 def from_npz(config, path, split):

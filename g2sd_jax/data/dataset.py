@@ -3,22 +3,29 @@
 """What every source of examples hands over: random access to one split."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from g2sd_jax.data import classes as class_lists
 
 
 class Dataset(NamedTuple):
     """One split. Random access is what lets a run resume without reading what it skips.
 
-    A streaming pipeline replaces this and `order` together: it yields the same batches.
+    `fetch` gives examples as the training of an epoch sees them, for a crop that is
+    made on the host is another one in every epoch, or as evaluation does where the
+    epoch is None. It may put another example in the place of one that cannot be read,
+    or say that it is not `valid`; then its `index` and `valid` tell.
     """
 
     count: int
     classes: tuple[str, ...]  # Names in label order; () where there are none.
-    fetch: Callable  # (indices [b] int64) -> dict of arrays [b, ...]
+    fetch: Callable  # (indices [b] int64, epoch=None) -> dict of arrays [b, ...]
     original: Callable  # (index) -> dict, the un-batched example as evaluators judge it
     labels: np.ndarray | None = None  # [count] int32, where known without reading
+    ahead: int = 0  # Batches to read before they are asked for.
+    stream: Any = None  # Of files without random access: its batches, not `order`'s.
 
 
 def in_memory(config, image, label, classes=(), origin="the data set") -> Dataset:
@@ -32,6 +39,8 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
         origin: what an error calls these arrays.
     """
     arrays = {"image": image}
+    mapped = class_lists.mapped(config, classes, label, origin)
+    label = mapped.labels
     if label is not None:
         check_labels(label, config.data.classes, origin)
         arrays["label"] = label.astype(np.int32)
@@ -41,11 +50,16 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
             "pictures alone need --config.data.classes=0."
         )
 
-    def rows(indices):
+    def rows(indices, epoch=None):
         return {name: array[indices] for name, array in arrays.items()}
 
-    labels = arrays.get("label")
-    return Dataset(len(image), tuple(classes), rows, rows, labels=labels)
+    def original(index):
+        own = rows(index)
+        if label is None:
+            return own
+        return {**own, **class_lists.example(own["label"], mapped.among)}
+
+    return Dataset(len(image), mapped.names, rows, original, arrays.get("label"))
 
 
 def check_labels(label, classes, origin):

@@ -60,7 +60,7 @@ def dataset(
         rng = np.random.Generator(np.random.Philox(key=[seed, int(index)]))
         return make(rng, size, channels, classes)
 
-    def fetch(indices):
+    def fetch(indices, epoch=None):
         examples = [example(index)[0] for index in indices]
         return {
             name: np.stack([held[name] for held in examples]) for name in examples[0]

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which example comes when: batches as a function of seed and step alone."""
 
+import collections
 import functools
+import itertools
+from concurrent import futures
 
 import numpy as np
 
@@ -43,6 +46,9 @@ def train_batches(dataset, batch, seed, start_step=0, process_index=0, process_c
     Returns:
         Iterator of dicts of arrays [b, ...], `index` int32 and `valid` among them.
     """
+    if dataset.stream is not None:
+        given = batch, seed, start_step, process_index, process_count
+        return dataset.stream.train_batches(*given)
     rows = share(batch, process_index, process_count)
     per_epoch = dataset.count // batch
     if per_epoch == 0:
@@ -51,15 +57,13 @@ def train_batches(dataset, batch, seed, start_step=0, process_index=0, process_c
             f"epoch would hold no batch; use a batch of at most {dataset.count}."
         )
 
-    def endless():
-        step = start_step
-        while True:
+    def wanted():
+        for step in itertools.count(start_step):
             epoch, place = divmod(step, per_epoch)
             order = epoch_order(seed, epoch, dataset.count)
-            yield collect(dataset, order[place * batch : (place + 1) * batch][rows])
-            step += 1
+            yield order[place * batch : (place + 1) * batch][rows], epoch
 
-    return endless()
+    return read_ahead(lambda asked: collect(dataset, *asked), wanted(), dataset.ahead)
 
 
 def eval_batches(dataset, batch, process_index=0, process_count=1):
@@ -71,20 +75,48 @@ def eval_batches(dataset, batch, process_index=0, process_count=1):
         Iterator of `(batch, examples)`: a dict of arrays [b, ...] whose `valid` marks
         the real rows, and the originals of those.
     """
+    if dataset.stream is not None:
+        return dataset.stream.eval_batches(batch, process_index, process_count)
     rows = share(batch, process_index, process_count)
 
-    def all_once():
-        for first in range(0, dataset.count, batch):
-            wanted = np.arange(first, first + batch)[rows]
-            valid = wanted < dataset.count
-            held = collect(dataset, np.where(valid, wanted, first), valid)
-            yield held, [dataset.original(int(index)) for index in wanted[valid]]
+    def read(first):
+        wanted = np.arange(first, first + batch)[rows]
+        inside = wanted < dataset.count
+        needed, back = np.unique(np.where(inside, wanted, first), return_inverse=True)
+        held = collect(dataset, needed)
+        valid = held["valid"][back] & inside
+        # What evaluators skip stands last, be it padding or an unreadable example.
+        rank = np.argsort(~valid, kind="stable")
+        if not valid.all():
+            held = {name: array[back[rank]] for name, array in held.items()}
+            held["valid"] = valid[rank]
+        kept = held["index"][held["valid"]]
+        return held, [dataset.original(int(index)) for index in kept]
 
-    return all_once()
+    return read_ahead(read, iter(range(0, dataset.count, batch)), dataset.ahead)
 
 
-def collect(dataset, indices, valid=None):
-    if valid is None:
-        valid = np.ones(len(indices), bool)
-    index = indices.astype(np.int32)
-    return {**dataset.fetch(indices), "index": index, "valid": valid}
+def collect(dataset, indices, epoch=None):
+    known = {"index": indices.astype(np.int32), "valid": np.ones(len(indices), bool)}
+    return known | dataset.fetch(indices, epoch)
+
+
+def read_ahead(read, wanted, ahead):
+    """`map(read, wanted)`, so many results made before they are asked for.
+
+    The first is made alone: whoever only looks at one batch does not pay for more.
+    """
+    if not ahead:
+        yield from map(read, wanted)
+        return
+    readers = futures.ThreadPoolExecutor(ahead + 1, thread_name_prefix="ahead")
+    waiting = collections.deque()
+    try:
+        for depth in itertools.chain([1], itertools.repeat(ahead + 1)):
+            for asked in itertools.islice(wanted, depth - len(waiting)):
+                waiting.append(readers.submit(read, asked))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)

@@ -3,13 +3,23 @@
 """The one door to the data: a recipe and a split in, a checked `Dataset` out."""
 
 import difflib
+import importlib
 
 import numpy as np
 
-from g2sd_jax.data import arrays, digits, fake
 from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import encoded as encodeds
 
-SOURCES = {"arrays": arrays.load, "digits": digits.load, "fake": fake.load}
+# Name -> the module whose `load(config, split)` it is, imported when it is used: small
+# sets in memory need neither TensorFlow nor a JPEG library.
+SOURCES = {
+    "arrays": "g2sd_jax.data.arrays",
+    "digits": "g2sd_jax.data.digits",
+    "fake": "g2sd_jax.data.fake",
+    "folder": "g2sd_jax.data.folder",
+    "prepared": "g2sd_jax.data.prepared",
+    "tfds:": "g2sd_jax.data.tfds_source",
+}
 
 
 def load(config, split, evaluate=False) -> datasets.Dataset:
@@ -20,18 +30,34 @@ def load(config, split, evaluate=False) -> datasets.Dataset:
         split: `config.data.train_split` or `config.data.eval_split`.
         evaluate: True where the split is only judged, so that its size is free.
     """
-    name = config.data.source
-    if name not in SOURCES:
-        near = difflib.get_close_matches(str(name), SOURCES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SOURCES)}"
-        raise ValueError(f"config.data.source={name!r} is not known; {hint}")
-    dataset = SOURCES[name](config, split)
+    dataset = module(config).load(config, split)
     if config.data.limit is not None:
         dataset = dataset._replace(count=min(dataset.count, config.data.limit))
     check(config, split, dataset)
     if split == config.data.train_split and not evaluate:
         check_count(config, split, dataset.count)
     return dataset
+
+
+def module(config):
+    name = config.data.source
+    name = "tfds:" if name.startswith("tfds:") else name
+    if name not in SOURCES:
+        near = difflib.get_close_matches(str(name), SOURCES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SOURCES)}"
+        raise ValueError(f"config.data.source={name!r} is not known; {hint}")
+    return importlib.import_module(SOURCES[name])
+
+
+def encoded(config, split) -> encodeds.Encoded:
+    """The undecoded files of a split, where the source has such."""
+    listed = getattr(module(config), "listed", None)
+    if listed is None:
+        raise ValueError(
+            f"config.data.source={config.data.source!r} holds no picture files: what "
+            "lies in memory is not decoded."
+        )
+    return listed(config, split)
 
 
 def check(config, split, dataset):

@@ -146,8 +146,13 @@ def bank_of_config(config):
     """`config.signal.bank` training pictures, the same ones all through a run."""
     dataset = source.load(config, config.data.train_split)
     chosen = order.epoch_order(config.seed, 0, dataset.count)[: config.signal.bank]
+
+    def fetch(indices, epoch=None):
+        held = dataset.fetch(chosen[indices], epoch)
+        return {**held, "index": indices.astype(np.int32)}
+
     return dataset._replace(
         count=len(chosen),
-        fetch=lambda indices: dataset.fetch(chosen[indices]),
+        fetch=fetch,
         original=lambda index: dataset.original(int(chosen[index])),
     )

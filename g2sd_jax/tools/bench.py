@@ -3,7 +3,8 @@
 """How fast a recipe's own step runs: `g2sd bench --config=RECIPE`.
 
 The real jitted step, on invented batches that already lie on the device and, where the
-recipe names no teacher, an untrained one: no data and no weights are needed.
+recipe names no teacher, an untrained one: no data and no weights are needed. With
+`--input` its data alone, without the step.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from g2sd_jax import cli, core, parallel, recipes, stages, train, workdir
 from g2sd_jax import step as stepping
 from g2sd_jax.data import fake
 from g2sd_jax.models import layers
-from g2sd_jax.tools import flops
+from g2sd_jax.tools import bench_input, flops
 
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # Of the square matrices of the peak.
 LEAST_SECONDS, LEAST_STEPS = 5.0, 5
@@ -44,6 +45,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--canvas", default="384x512", help="HEIGHTxWIDTH that --augment starts from"
     )
+        "--input", action="store_true", help="measure how fast its pictures arrive"
+    )
+    parser.add_argument(
+        "--original", default="", help="with --input: the folder or tar Pillow reads"
+    )
+    parser.add_argument(
+        "--step", type=float, default=0.0, help="with --input: images/s of the step"
+    )
     args = recipes.parse(parser, argv)
     if args.augment:
         # Only now: it is built of this module's parts.
@@ -51,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
         figures = part.measure(args.config, part.canvas_of(args.canvas))
         print(part.describe(figures), flush=True)
         return write(figures, args.out)
+    if args.input:
+        return bench_input.main(args.config, args.original, args.step, args.out)
     loops = [core.one_of("--loops", each, FORMS) for each in args.loops.split(",")]
     peak = matmul_peak(layers.machine(args.config)["dtype"])
     figures = [measure(args.config, form, peak, args.trace) for form in loops]

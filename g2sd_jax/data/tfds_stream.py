@@ -1,0 +1,147 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""TFDS sets that are not on a local disk: `record_stream`, decoded as it comes."""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import decoder, failures, order, pipeline, record_stream, tfrecord
+
+FIRST = 8  # Examples that are looked at before any order is known.
+
+
+def dataset(config, found, split) -> datasets.Dataset:
+    """A split that is decoded as it comes.
+
+    Args:
+        config: the whole recipe.
+        found: a `tfds_source.Found`.
+        split: its name.
+    """
+    if config.data.class_list:
+        raise ValueError(
+            f"config.data.class_list={config.data.class_list!r}: which classes occur "
+            f"in {found.origin} is not known before all of it is read; copy it to a "
+            "local disk."
+        )
+    stream = open_split(found, config.data.shuffle_buffer)
+    if config.data.limit is not None:
+        stream = stream._replace(count=min(stream.count, config.data.limit))
+    decode, ahead = (
+        Decoder(config, found, split, stream.count).batch,
+        config.data.prefetch,
+    )
+
+    def train(*given):
+        read = record_stream.train_batches(stream, *given)
+        return order.read_ahead(lambda asked: decode(*asked), read, ahead)
+
+    def evaluate(*given):
+        read = record_stream.eval_batches(stream, *given)
+        return order.read_ahead(lambda asked: judged(decode(*asked)), read, ahead)
+
+    def fetch(indices, epoch=None):
+        """The first examples alone, which tell what all look like."""
+        if max(indices) >= FIRST:
+            raise ValueError(
+                f"{found.origin} is not on a local disk, so no example can be picked "
+                "from it (config.signal.neighbours does); copy it to one."
+            )
+        few = stream._replace(count=min(FIRST, stream.count))
+        [batch] = (decode(*asked) for asked in record_stream.eval_batches(few, FIRST))
+        return {name: array[indices] for name, array in batch.items()}
+
+    def original(index):
+        return {name: array[0] for name, array in fetch([index]).items()}
+
+    streaming = Streaming(train, evaluate)
+    return datasets.Dataset(
+        stream.count, found.classes, fetch, original, ahead=ahead, stream=streaming
+    )
+
+
+class Streaming(NamedTuple):
+    """What `order` leaves to a set without random access."""
+
+    train_batches: Callable  # As `order.train_batches`, without the data set.
+    eval_batches: Callable
+
+
+def open_split(found, buffer) -> record_stream.Stream:
+    """The `Stream` of a `tfds_source.Found`."""
+
+    def parse(record):
+        whole = 0, len(record), found.image, found.label
+        start, end, label = tfrecord.picture(record, *whole)
+        return record[start:end], label
+
+    firsts = np.cumsum([0] + [part.take for part in found.parts]).tolist()
+    parts = tuple(
+        record_stream.Part(str(part.filename), first, part.skip, part.take)
+        for part, first in zip(found.parts, firsts, strict=False)
+    )
+    return record_stream.Stream(firsts[-1], parts, parse, buffer)
+
+
+class Decoder:
+    """Makes a batch of what was read."""
+
+    def __init__(self, config, found, split, count):
+        decoder.check_channels(config.model.channels)
+        self._config, self._found, self._split = config, found, split
+        self._count = count
+        self._frames = pipeline.Training(config), pipeline.Evaluating(config)
+        workers = config.data.workers or len(os.sched_getaffinity(0))
+        self._pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
+
+    def batch(self, held: record_stream.Read, epoch) -> dict:
+        """Arrays [b, ...]; of a picture that is bad, the next of the batch instead.
+
+        Where the epoch is None nothing is put instead, and the row is not valid.
+        """
+        frames = self._frames[epoch is None]
+        arrays = frames.empty(len(held.image))
+        place = functools.partial(self._place, held, frames, arrays, epoch)
+        used = np.array(list(self._pool.map(place, range(len(held.image)))))
+        found = used >= 0
+        rows = np.where(found, used, np.arange(len(used)))
+        label = held.label[rows]
+        if self._config.data.classes:
+            origin = self._found.origin
+            datasets.check_labels(label[found], self._config.data.classes, origin)
+        arrays["label"] = label
+        return {**arrays, "index": held.index[rows], "valid": found}
+
+    def _place(self, held, frames, arrays, epoch, row) -> int:
+        """The row whose picture was put here, or -1."""
+        if not held.valid[row]:
+            return -1
+        rows = len(held.image)
+        for at in ((row + step) % rows for step in range(rows)):
+            index = int(held.index[at])
+            try:
+                channels = self._config.model.channels
+                picture = decoder.opened(held.image[at], channels)
+                frames.place(arrays, row, picture, epoch, index)
+                return at
+            except decoder.Unreadable as error:
+                name = f"{self._config.data.source}/{self._split}#{index}"
+                about = self._split, self._count, index, name, error
+                failures.note(self._config, *about)
+                if epoch is None:
+                    return -1
+        raise ValueError(f"{self._found.origin}: a whole batch cannot be read.")
+
+
+def judged(batch):
+    """A batch whose valid rows come first, and what evaluators are told of those."""
+    rank = np.argsort(~batch["valid"], kind="stable")
+    batch = {name: array[rank] for name, array in batch.items()}
+    kept = batch["label"][batch["valid"]]
+    return batch, [{"label": label} for label in kept]

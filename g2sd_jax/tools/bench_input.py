@@ -1,0 +1,153 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a recipe's pictures arrive: `g2sd bench --input --config=RECIPE`.
+
+The pipeline's host work beside a plain Pillow loop that makes the same pictures, in
+turns within one process, so that a busy machine slows both. Flip, RandAugment, erasing
+and the resize are the loop's too, though the pipeline leaves them to the device.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import time
+
+import numpy as np
+
+from g2sd_jax.data import order, pipeline, source
+from g2sd_jax.ops import augment
+from g2sd_jax.tools import pillow_loop
+
+PICTURES, BATCH = 256, 64  # Of the training split, taken again in every round.
+COMPARED = 64  # Of them, pixel by pixel.
+ROUNDS = 7
+
+
+def main(config, original: str, step: float, out: str) -> int:
+    """Measures, tells, and writes the figures to a file as JSON if one is named.
+
+    Args:
+        config: the recipe; its source holds picture files.
+        original: a folder or tar whose pictures the Pillow loop reads instead, where
+            the recipe's are a prepared copy of them; "" = the same.
+        step: images/s of the step that is fed; 0 = unknown.
+        out: the file, "" = none.
+    """
+    figures = measure(config, original, step)
+    print(describe(figures), flush=True)
+    if out:
+        with open(out, "w") as file:
+            json.dump([figures], file, indent=2)
+    return 0
+
+
+def measure(config, original="", step=0.0) -> dict:
+    """The figures of `main`."""
+    split = config.data.train_split
+    held = theirs = source.encoded(config, split)
+    if original:
+        theirs = source.encoded(
+            changed(config, source="folder", path=original, hold_out=0.0), split
+        )
+    mine, others = (
+        order.epoch_order(config.seed, 0, each.count)[:PICTURES]
+        for each in (held, theirs)
+    )
+    rng = np.random.default_rng(config.seed)
+
+    def by_pillow():
+        for index in map(int, others):
+            flip = rng.random() < config.augment.flip
+            pillow_loop.load(theirs.read(index), config, index, flip, rng)
+
+    def by_pipeline(dataset):
+        parts = iter([mine[at : at + BATCH] for at in range(0, len(mine), BATCH)])
+        for _ in order.read_ahead(lambda p: dataset.fetch(p, 0), parts, dataset.ahead):
+            pass
+
+    cores = sorted(os.sched_getaffinity(0))
+    one, every = (
+        pipeline.dataset(changed(config, workers=count), held, split)
+        for count in (1, len(cores))
+    )
+    seconds = []  # [ROUNDS, 3] per picture: Pillow, one core, every core.
+    for _ in range(ROUNDS):
+        with pinned(cores[:1]):
+            pillow = timed(by_pillow) / len(others)
+            alone = timed(lambda: by_pipeline(one)) / len(mine)
+        seconds.append((pillow, alone, timed(lambda: by_pipeline(every)) / len(mine)))
+    pillow, alone, together = (float(np.median(each)) for each in np.transpose(seconds))
+    mean, beyond = fidelity(config, held, one, mine[:COMPARED])
+    return dict(
+        stage=config.stage,
+        source=held.origin,
+        pictures=len(mine),
+        kilobytes=float(np.mean([len(held.read(int(i))) for i in mine])) / 1000,
+        pillow_images_per_s=1 / pillow,
+        images_per_s_per_core=1 / alone,
+        times_pillow=statistics.median(a / b for a, b, _ in seconds),
+        cores=len(cores),
+        images_per_s=1 / together,
+        times_one_core=statistics.median(b / c for _, b, c in seconds),
+        mean_error=mean,
+        share_beyond_8=beyond,
+        step_images_per_s=step or None,
+        step_waits=max(0.0, 1 - 1 / together / step) if step else None,
+    )
+
+
+def changed(config, **data):
+    """The recipe with other keys of `config.data`."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update(data)
+    return config
+
+
+@contextlib.contextmanager
+def pinned(cores):
+    """Keeps this thread, and those it starts, on some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def timed(function) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def fidelity(config, held, dataset, indices) -> tuple[float, float]:
+    """Mean error in grey levels, and the share beyond 8, against Pillow's crops."""
+    spec = augment.spec(config, train=False)
+    batch = dataset.fetch(indices, 0)
+    image = np.round(augment.frame(batch["image"], batch["crop"], None, spec))
+    expected = [
+        np.asarray(pillow_loop.cropped(held.read(int(index)), config, int(index)))
+        for index in batch["index"]
+    ]
+    error = np.abs(image - np.reshape(expected, image.shape).astype(np.float32))
+    return float(error.mean()), float((error > 8).mean())
+
+
+def describe(figures: dict) -> str:
+    """The figures as a few lines for a reader."""
+    lines = (
+        "input of {stage} from {source}, {pictures} pictures of {kilobytes:.1f} kB\n"
+        "  one core: {images_per_s_per_core:.0f} images/s, {times_pillow:.2f} times a "
+        "Pillow loop's {pillow_images_per_s:.0f}\n"
+        "  {cores} cores: {images_per_s:.0f} images/s, {times_one_core:.2f} times one\n"
+        "  against Pillow's pixels: mean error {mean_error:.2f} grey levels, "
+        "{share_beyond_8:.2%} beyond 8"
+    )
+    if figures["step_waits"] is not None:
+        lines += (
+            "\n  a step of {step_images_per_s:.0f} images/s waits {step_waits:.0%} of "
+            "its time"
+        )
+    return lines.format(**figures)

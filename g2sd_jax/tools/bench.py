@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--canvas", default="384x512", help="HEIGHTxWIDTH that --augment starts from"
     )
+    parser.add_argument(
         "--input", action="store_true", help="measure how fast its pictures arrive"
     )
     parser.add_argument(

@@ -138,7 +138,7 @@ def test_a_sleeping_data_set_is_input_bound(tmp_path, monkeypatch):
     def sleeping(*args, **kwargs):
         dataset = load(*args, **kwargs)
 
-        def fetch(indices):
+        def fetch(indices, epoch=None):
             time.sleep(0.1)
             return dataset.fetch(indices)
 

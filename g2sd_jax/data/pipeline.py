@@ -31,6 +31,11 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
     held = held._replace(classes=mapped.names, labels=mapped.labels)
     if config.data.classes:
         datasets.check_labels(held.labels, config.data.classes, held.origin)
+    for key, least in (("workers", 1), ("prefetch", 0)):
+        if config.data[key] is not None and config.data[key] < least:
+            raise ValueError(
+                f"config.data.{key}={config.data[key]} must be at least {least}."
+            )
     workers = config.data.workers or len(os.sched_getaffinity(0))
     pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
     limit = config.data.limit

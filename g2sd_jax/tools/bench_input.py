@@ -126,7 +126,9 @@ def fidelity(config, held, dataset, indices) -> tuple[float, float]:
     """Mean error in grey levels, and the share beyond 8, against Pillow's crops."""
     spec = augment.spec(config, train=False)
     batch = dataset.fetch(indices, 0)
-    image = np.round(augment.frame(batch["image"], batch["crop"], None, spec))
+    image = augment.prepare(batch, {}, spec)["image"]
+    mean, std = (np.asarray(each) for each in (spec.mean, spec.std))
+    image = np.round(255 * (np.asarray(image) * std + mean))
     expected = [
         np.asarray(pillow_loop.cropped(held.read(int(index)), config, int(index)))
         for index in batch["index"]

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import files
+import memory
 import runs
 from g2sd_jax import recipes, train
 from g2sd_jax.data import (
@@ -373,3 +374,11 @@ def test_arrays_name_a_bad_picture(path):
         ValueError, match=r"a/2.jpg cannot be decoded .*repair or remove"
     ):
         arrays.load(files.recipe(path, source="arrays"), "train")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path):
+    """20,000 batches were measured once (docs/performance.md); a leak shows sooner."""
+    failures.list_in(tmp_path)
+    first, *later = memory.growth(memory.photographs(tmp_path / "set"), 1000)
+    assert max(later) - first < 15  # One batch kept in ten would add 300.

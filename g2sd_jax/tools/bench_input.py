@@ -66,7 +66,7 @@ def measure(config, original="", step=0.0) -> dict:
         for _ in order.read_ahead(lambda p: dataset.fetch(p, 0), parts, dataset.ahead):
             pass
 
-    cores = sorted(os.sched_getaffinity(0))
+    cores = pipeline.cores()
     one, every = (
         pipeline.dataset(changed(config, workers=count), held, split)
         for count in (1, len(cores))
@@ -108,6 +108,8 @@ def changed(config, **data):
 @contextlib.contextmanager
 def pinned(cores):
     """Keeps this thread, and those it starts, on some cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("--input keeps to one core at a time, which needs Linux.")
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

@@ -14,7 +14,7 @@ from PIL import Image
 import files
 import memory
 import runs
-from g2sd_jax import recipes, train
+from g2sd_jax import recipes, train, workdir
 from g2sd_jax.data import (
     arrays,
     crops,
@@ -217,8 +217,8 @@ def test_what_fails_ahead_is_raised_in_its_turn():
 # Bad examples.
 
 
-def bad_rows(workdir):
-    lines = (workdir / failures.FILE).read_text().splitlines()
+def bad_rows(run):
+    lines = (run / failures.FILE).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -346,12 +346,14 @@ def test_sixty_per_cent_stop(many, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_workers_may_change_and_the_canvas_may_not(many, tmp_path):
-    train.run(run_config(many), str(tmp_path))
-    (tmp_path / "DONE").unlink()
-    train.run(run_config(many, workers=3, prefetch=0, max_bad_share=0.5), str(tmp_path))
+def test_workers_may_change_and_the_canvas_may_not(path, tmp_path):
+    claim = lambda **data: workdir.claim(
+        run_config(path, **data), str(tmp_path / "run")
+    )
+    claim()
+    claim(workers=3, prefetch=1, max_bad_share=0.5)
     with pytest.raises(ValueError, match=r"config.data.canvas was 1.75, now 2.0"):
-        train.run(run_config(many, canvas=2.0), str(tmp_path))
+        claim(canvas=2.0)
 
 
 @pytest.mark.parametrize(

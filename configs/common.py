@@ -74,13 +74,14 @@ def base():
     config.data.eval_crop = placeholder(float)  # None: 0.875 up to 224 pixels, else 1.
     config.data.max_bad_share = 0.02  # Of unreadable examples, beyond which a run ends.
     config.data.workers = placeholder(int)  # Threads; None: one per core.
-    config.data.prefetch = 2  # Batches read ahead of the step.
+    config.data.prefetch = 2  # Batches that lie ready on the device, ahead of the step.
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left.
     config.scan = True  # One compiled block, looped; False unrolls.
     config.remat = "none"  # none, dots, full: what the backward pass recomputes.
 
     config.log_every = 50
+    config.shown = 32  # Pictures in WORKDIR/first_batch.png; 0 = none.
     config.eval_epochs = 10.0  # Evaluate every so many epochs, and at the end.
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # Steps; files.
     config.nonfinite = ConfigDict(dict(policy="stop", bound=10))  # stop, skip.
@@ -130,6 +131,7 @@ def augment(**values):
             crop_tries=10,  # Until a crop fits; with 1 it is clamped to the image.
             flip=0.0,  # Chance of a horizontal flip.
             randaugment="",  # rand-mMEAN-mstdDEVIATION-inc1; "" = off.
+            color_jitter=(),  # (brightness, contrast, saturation, hue); () = off.
             erase=0.0,  # Chance that a box of the image becomes noise.
             mixup=0.0,  # Alpha of Beta(alpha, alpha); 0 = off.
             cutmix=0.0,

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "remat",
     "scan",
     "log_every",
+    "shown",
     "checkpoint",
     "cache_dir",
     "profile",
@@ -39,6 +40,10 @@ def identity(value):
     return value
 
 
+def as_given(batch, _draws):
+    return batch
+
+
 class Stage(NamedTuple):
     """One training stage, described by the pure functions the one loop calls.
 
@@ -53,6 +58,9 @@ class Stage(NamedTuple):
     probe: Callable = nothing  # (frozen, batch) -> metrics, before step 0; may refuse
     trim: Callable = identity  # frozen -> what the loss needs of it, after the probe
     warm_start: Callable = identity  # variables -> variables of an earlier stage
+    augment: Callable = (
+        as_given  # (batch, draws) -> batch as `loss` sees it, to look at
+    )
     evaluators: Mapping = {}  # name -> Evaluator
     describe: Mapping = {}  # what later commands need: architecture, classes, target
 

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run tells while it runs: files of metrics, a progress bar, where time goes."""
 
-import contextlib
 import importlib
 import json
 import math
@@ -10,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import tqdm
@@ -166,14 +165,17 @@ class Display:
             )
 
     def write(self, step: int, scalars: Mapping[str, float]):
-        told = "  ".join(f"{name} {_brief(v)}" for name, v in scalars.items())
+        shown = {name: v for name, v in scalars.items() if name != "input_bound"}
+        told = "  ".join(f"{name} {_brief(v)}" for name, v in shown.items())
+        told += _verdict(scalars)
         if self._bar is None:
             line = f"step {step}/{self._total}  {told}  eta {self._eta(step)}"
             print(line, file=self._stream, flush=True)
         elif "loss" in scalars:
             rate = scalars.get("images_per_sec", math.nan)
             self._bar.set_postfix_str(
-                f"loss {_brief(scalars['loss'])}, {_brief(rate)} images/s",
+                f"loss {_brief(scalars['loss'])}, {_brief(rate)} images/s"
+                + _verdict(scalars),
                 refresh=False,
             )
             self._bar.update(step - self._bar.n)
@@ -190,6 +192,13 @@ class Display:
     def close(self):
         if self._bar is not None:
             self._bar.close()
+
+
+def _verdict(scalars: Mapping[str, float]) -> str:
+    """In a word which side `clock.Clock` found to be the slower one."""
+    if "input_bound" not in scalars:
+        return ""
+    return "  input-bound" if scalars["input_bound"] else "  compute-bound"
 
 
 def _brief(value: float) -> str:
@@ -246,53 +255,3 @@ class Profile:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-class Clock:
-    """Splits the time of a logging interval into waiting for input and the rest.
-
-    Args:
-        batch: examples per step, of all processes together.
-        now: seconds from anywhere, growing.
-    """
-
-    def __init__(self, batch: int, now: Callable[[], float] = time.perf_counter):
-        self._batch, self._now = batch, now
-        self._restart()
-
-    def _restart(self):
-        self._began, self._waited, self._steps = self._now(), 0.0, 0
-
-    def watch(self, batches: Iterable) -> Iterator:
-        """The batches themselves; each counts as a step once it was asked for."""
-        batches = iter(batches)
-        while True:
-            asked = self._now()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._waited += self._now() - asked
-            self._steps += 1
-            yield batch
-
-    @contextlib.contextmanager
-    def paused(self):
-        """Leaves out what is not training: evaluation, the wait for a checkpoint."""
-        began = self._now()
-        try:
-            yield
-        finally:
-            self._began += self._now() - began
-
-    def read(self) -> dict[str, float]:
-        """The interval's `input_wait` (a share), `images_per_sec` and `step_ms`."""
-        seconds, steps, waited = self._now() - self._began, self._steps, self._waited
-        self._restart()
-        if not steps or seconds <= 0:
-            return {}
-        return {
-            "images_per_sec": steps * self._batch / seconds,
-            "step_ms": 1000 * seconds / steps,
-            "input_wait": waited / seconds,
-        }

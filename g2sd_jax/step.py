@@ -62,7 +62,13 @@ def build(config, stage: core.Stage, mesh, example) -> Program:
 
 def count(config) -> tuple[int, int]:
     """Steps per epoch and in all; refuses an epoch shorter than one batch."""
-    for key in ("log_every", "eval_epochs", "checkpoint.every", "checkpoint.keep"):
+    for key in (
+        "log_every",
+        "eval_epochs",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "data.prefetch",
+    ):
         value = core.flatten(config.to_dict())[key]
         if value <= 0:
             raise ValueError(f"config.{key}={value} must be positive.")

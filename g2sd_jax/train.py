@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import jax
 
-from g2sd_jax import checkpoint, core, metrics, parallel, stages
+from g2sd_jax import checkpoint, core, metrics, parallel, stages, summary
+from g2sd_jax import clock as clocks
+from g2sd_jax import feed as feeds
 from g2sd_jax import step as stepping
 from g2sd_jax import workdir as folder
 from g2sd_jax.data import failures, order, source
@@ -75,19 +77,26 @@ def run(config, workdir: str) -> dict:
     start = int(state.step)
     profile = metrics.Profile(workdir, config, main)
     writer = metrics.Writer(workdir, config, start, total, main)
-    clock, late = metrics.Clock(config.batch), metrics.Late()
+    if not start:
+        batch = parallel.to_global(example, mesh)
+        summary.tell(config, stage, dataset, batch, keys["step"], workdir)
+    meter = feeds.Meter()
+    dataset = dataset._replace(fetch=meter.around(dataset.fetch))
+    batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
+    place = lambda batch: parallel.to_global(batch, mesh)
+    feed = feeds.Feed(batches, place, config.data.prefetch, meter)
+    clock, late = clocks.Clock(config.batch, feed), metrics.Late()
     watch = Watch(policy, config, total, writer, clock)
     judge = evaluation(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
-    batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
-    batches = (parallel.to_global(batch, mesh) for batch in batches)
     try:
         with jax.transfer_guard("disallow"):
             for number, batch in zip(
-                range(start + 1, total + 1), clock.watch(batches), strict=False
+                range(start + 1, total + 1), clock.batches(), strict=False
             ):
                 profile.before(number)
                 state, told = program.step(state, frozen, batch, keys["step"])
+                clock.ran(told)
                 watch(late.swap(number, told))
                 if number == total or number % config.checkpoint.every == 0:
                     watch(late.last())  # Never save a step nobody looked at.
@@ -97,9 +106,8 @@ def run(config, workdir: str) -> dict:
                     judge(number, state.variables, frozen)
             final = judge(total, state.variables, frozen)
     finally:
-        profile.close()
-        saved.close()
-        writer.close()
+        for each in (feed, clock, profile, saved, writer):
+            each.close()
     final = {"step": total, **last_losses(workdir), **final}
     if main:
         folder.write_json(done, final)

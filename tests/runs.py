@@ -21,6 +21,7 @@ def small(stage: str, **changes):
         "total_steps": 6,
         "eval_epochs": 100.0,
         "checkpoint.every": 3,
+        "shown": 0,  # One more program to compile.
         "progress": False,
         "optim.warmup_epochs": 0.0,
     }

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counted FLOPs against the published table, and a bench of a tiny step."""
 
+import json
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import runs
 from g2sd_jax import parallel, recipes, stages
 from g2sd_jax import step as stepping
-from g2sd_jax.tools import bench, flops, plan
+from g2sd_jax.tools import bench, bench_augment, flops, plan
 
 # GFLOPs per image at 224 (method, section 14), embedding the visible patches only; for
 # MAE and DMAE the table counts all patches' embedding, 0.35 to 0.58 more.
@@ -74,6 +77,28 @@ def test_bench_of_a_tiny_step(monkeypatch, tmp_path):
     assert figures["compile_cached_s"] < figures["compile_cold_s"]
     assert list(tmp_path.rglob("*.xplane.pb"))
     assert "generic_distill on 8 x cpu" in bench.describe(figures)
+
+
+def test_bench_of_augmentation(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench_augment, "SECONDS", 0.0)
+    config = runs.small("pretrain", total_steps=1)
+    monkeypatch.setattr(bench.recipes, "parse", lambda parser, argv: given)
+    out = str(tmp_path / "figures.json")
+    given = types.SimpleNamespace(
+        config=config, augment=True, canvas="24x32", out=out, loops="", trace=""
+    )
+    assert bench.main([]) == 0
+    with open(out) as file:
+        figures = json.load(file)
+    assert figures["canvas"] == [24, 32] and figures["image_size"] == [16, 16]
+    share = figures["augment_ms_per_image"] / figures["step_ms_per_image"]
+    assert figures["share_of_step"] == pytest.approx(share) and share > 0
+    assert figures["turns"] >= bench.LEAST_STEPS - 1
+    told = capsys.readouterr().out
+    assert "augmenting 24x32 to 16x16 takes" in told
+    for wrong in ("24", "0x3", "3x"):
+        with pytest.raises(ValueError, match=r"--canvas=.*384x512"):
+            bench_augment.canvas_of(wrong)
 
 
 def test_unknown_topology_is_refused():

@@ -10,7 +10,9 @@ import ml_collections
 import numpy as np
 import pytest
 
+import files
 from g2sd_jax import core, recipes, train
+from g2sd_jax.data import source
 
 STAGES = [name for name in recipes.names() if not name.startswith("chains/")]
 # Not read by a smoke run: it counts its steps itself, and its data are invented.
@@ -65,6 +67,17 @@ def test_smoke_runs_and_reads_every_key(name, tmp_path, monkeypatch):
     assert final["step"] == 2
     assert np.isfinite(final["loss"])
     assert leaves - recorder.read - ELSEWHERE == set()
+
+
+def test_picture_files_read_the_keys_that_invented_data_do_not(tmp_path, monkeypatch):
+    path = files.write(tmp_path, files.photographs())
+    (path / "train/a/0.jpg").write_bytes(b"")
+    config = files.recipe(path, train_examples=12, max_bad_share=0.5)
+    recorder = Recorder(config, monkeypatch)
+    dataset = source.load(config, "train")
+    for epoch in (0, None):
+        dataset.fetch(np.arange(12), epoch)
+    assert ELSEWHERE - recorder.read == {"total_epochs"}
 
 
 def test_recorder_notices_a_key_nobody_reads(monkeypatch):

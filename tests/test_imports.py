@@ -22,7 +22,7 @@ HEADER = (
 CORE = {"", "core"}
 MATHS = CORE | {"ops", "losses"}
 MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
-MACHINE |= {"data", "step", "workdir"}
+MACHINE |= {"data", "step", "workdir", "feed", "clock", "summary"}
 TASKS = MACHINE | {"tasks"}
 TRAIN = TASKS | {"stages", "train", "recipes"}
 TOP = TRAIN | {"main", "cli", "tools"}
@@ -41,6 +41,9 @@ ALLOWED = {
     "metrics": MACHINE,
     "step": MACHINE,
     "workdir": MACHINE,
+    "feed": CORE,
+    "clock": CORE,
+    "summary": MACHINE,
     "tasks": TASKS,
     "stages": TASKS | {"stages"},
     "train": TRAIN,

@@ -107,7 +107,18 @@ def test_plain_lines_off_a_terminal():
     display.close()
     line = stream.getvalue()
     assert line.startswith("step 50/100  loss 0.1235  images_per_sec 1234  eta 00:0")
-    assert line.count("\n") == 1
+    assert line.count("\n") == 1 and "bound" not in line
+
+
+@pytest.mark.parametrize(("flag", "word"), [(1.0, "input"), (0.0, "compute")])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_slower_side_is_said_in_a_word(flag, word, terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    display = metrics.Display(0, 100, stream)
+    display.write(50, {"loss": 0.5, "input_bound": flag})
+    display.close()
+    assert f"  {word}-bound" in stream.getvalue()
+    assert "input_bound" not in stream.getvalue()
 
 
 class Terminal(io.StringIO):
@@ -142,31 +153,6 @@ def test_late_hands_back_the_step_before():
     assert type(scalars["loss"]) is float
     assert late.last() == (2, {"loss": 0.25})
     assert late.last() is None
-
-
-class Time:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_clock_splits_an_interval():
-    now = Time()
-    clock = metrics.Clock(batch=8, now=now)
-
-    def batches():
-        for _ in range(4):
-            now.now += 0.25  # The input takes this long,
-            yield {}
-
-    for _ in clock.watch(batches()):
-        now.now += 0.75  # the step that, and in between something else is done.
-        with clock.paused():
-            now.now += 5.0
-    read = clock.read()
-    assert read == {"images_per_sec": 8.0, "step_ms": 1000.0, "input_wait": 0.25}
-    assert clock.read() == {}
 
 
 def test_jsonl_is_json_for_every_reader(tmp_path):

@@ -188,6 +188,32 @@ def test_crop_comes_from_the_draws_or_from_the_host(batch):
         assert "crop" not in out
 
 
+def test_flips_are_the_same_with_and_without_a_crop(batch):
+    flip, whole = jnp.arange(4) % 2 == 0, jnp.array([[0.0, 0, 8, 8]] * 4)
+    plain = augment.prepare(batch, {"flip": flip}, PLAIN)["image"]
+    cut = augment.prepare(batch, {"flip": flip, "crop": whole}, PLAIN)["image"]
+    np.testing.assert_allclose(cut, plain, atol=1e-6)
+
+
+def test_evaluation_resizes_then_crops(batch):
+    # Twice as large, then the middle: as on the picture, not as on the box alone.
+    spec, box = PLAIN._replace(image_size=(4, 4)), jnp.array([[2.0, 2, 2, 2]] * 4)
+    given = {**batch, "crop": box}
+    alone = augment.prepare(given, {}, spec)["image"]
+    size = jnp.array([[6, 7]] * 4)
+    whole = augment.prepare({**given, "image_size": size}, {}, spec)["image"]
+    want = resize.crop_resize(
+        batch["image"], box, (4, 4), within=jnp.array([[0, 0, 6, 7]] * 4)
+    )
+    np.testing.assert_allclose(whole, (want / 255 - 0.5) / 0.25, atol=1e-6)
+    assert np.abs(whole - alone).max() > 0.1
+    garbage = batch["image"].at[:, 6:].set(255).at[:, :, 7:].set(0)
+    got = augment.prepare({**given, "image": garbage, "image_size": size}, {}, spec)[
+        "image"
+    ]
+    np.testing.assert_array_equal(got, whole)
+
+
 def test_other_canvases_are_resized_around_the_centre(batch):
     spec = PLAIN._replace(image_size=(4, 8))
     out = augment.prepare(batch, {}, spec)["image"]
@@ -195,8 +221,8 @@ def test_other_canvases_are_resized_around_the_centre(batch):
     np.testing.assert_allclose(out, expected, atol=2e-6)
     spec = PLAIN._replace(image_size=(5, 5))
     boxes = jnp.tile(jnp.array([[0.0, 0, 8, 8]]), (4, 1))
-    small = resize.crop_resize(batch["image"].astype(jnp.float32), boxes, (5, 5))
-    expected = (np.clip(small, 0, 255) / 255 - 0.5) / 0.25
+    small = resize.crop_resize(batch["image"], boxes, (5, 5))
+    expected = (small / 255 - 0.5) / 0.25
     out = augment.prepare(batch, {}, spec)["image"]
     np.testing.assert_allclose(out, expected, atol=2e-6)
 

@@ -180,7 +180,7 @@ def test_order_is_flip_levels_normalise_erase(image):
     seed = jax.random.key_data(jax.random.split(jax.random.key(0), 15))
     shift = chosen([NAMES.index("TranslateXRel")] * 15, magnitude=10.0)
     draws = {"flip": jnp.arange(15) % 2 == 0, **shift}
-    levels = augment.frame(image, None, draws["flip"], SPEC)
+    levels = augment.frame({"image": image}, {"flip": draws["flip"]}, SPEC)
     levels = randaugment.apply(levels, shift, augment.fill(levels, SPEC))
     np.testing.assert_array_equal(augment.fill(levels, SPEC), FILL)
     assert (levels[:, :, -1] == FILL[None, None]).all()

@@ -23,6 +23,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]  # Names in label order; () where there are none.
     fetch: Callable  # (indices [b] int64, epoch=None) -> dict of arrays [b, ...]
     original: Callable  # (index) -> dict, the un-batched example as evaluators judge it
+    labels: np.ndarray | None = None  # [count] int32, where known without reading
     ahead: int = 0  # Batches to read before they are asked for.
     stream: Any = None  # Of files without random access: its batches, not `order`'s.
 
@@ -58,7 +59,7 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
             return own
         return {**own, **class_lists.example(own["label"], mapped.among)}
 
-    return Dataset(len(image), mapped.names, rows, original)
+    return Dataset(len(image), mapped.names, rows, original, arrays.get("label"))
 
 
 def check_labels(label, classes, origin):

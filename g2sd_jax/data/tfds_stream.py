@@ -62,7 +62,7 @@ def dataset(config, found, split) -> datasets.Dataset:
 
     streaming = Streaming(train, evaluate)
     return datasets.Dataset(
-        stream.count, found.classes, fetch, original, ahead, streaming
+        stream.count, found.classes, fetch, original, ahead=ahead, stream=streaming
     )
 
 

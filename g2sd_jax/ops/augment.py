@@ -1,6 +1,6 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From the host's uint8 batch to what a network sees: crop, flip, normalise, mix."""
+"""From the host's uint8 batch to what a network sees: crop, flip, colour, mix."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from g2sd_jax import core
-from g2sd_jax.ops import erase, mixup, randaugment, resize
+from g2sd_jax.ops import colour, erase, mixup, randaugment, resize
 
 
 class Spec(NamedTuple):
@@ -24,6 +24,7 @@ class Spec(NamedTuple):
     crop_tries: int = 10  # Crops drawn until one fits, as in torchvision; 1: clamped.
     flip: float = 0.0
     randaugment: str = ""  # A policy such as rand-m9-mstd0.5-inc1; "" = none.
+    color_jitter: tuple[float, ...] = ()  # Amounts, of `colour.OPERATIONS`.
     erase: float = 0.0  # Chance that a box becomes noise.
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -67,6 +68,7 @@ def spec(config, train: bool) -> Spec:
         crop_tries=augment.crop_tries,
         flip=augment.flip,
         randaugment=augment.randaugment,
+        color_jitter=colour.check(augment.color_jitter, config.model.channels),
         erase=augment.erase,
         mixup=augment.mixup,
         cutmix=augment.cutmix,
@@ -81,8 +83,8 @@ def draw(key, batch, spec: Spec) -> dict:
 
     Returns:
         Of `crop` [B, 4] (y, x, height, width in canvas pixels), `flip` [B] bool, and
-        what `randaugment.draw`, `erase.draw` and `mixup.mix_draws` say, those that
-        `spec` asks for.
+        what the `draw` of `randaugment`, `colour` and `erase` and `mixup.mix_draws`
+        say, those that `spec` asks for.
     """
     keys = core.stream_keys(key, "crop", "flip", "mix")
     count, *canvas = batch["image"].shape[:3]
@@ -104,6 +106,9 @@ def draw(key, batch, spec: Spec) -> dict:
         draws |= randaugment.draw(
             key_of["randaugment"], count, mean=mean, deviation=deviation
         )
+    if any(spec.color_jitter):
+        key_of = core.stream_keys(key, "colour")
+        draws |= colour.draw(key_of["colour"], count, spec.color_jitter)
     if spec.erase > 0:
         key_of = core.stream_keys(key, "erase")
         draws |= erase.draw(key_of["erase"], count, spec.image_size, spec.erase)
@@ -172,7 +177,11 @@ def prepare(batch, draws, spec: Spec) -> dict:
     done.
 
     Args:
-        batch: `image` [B, H, W, C] uint8 canvas (or float), perhaps `crop`, `label`.
+        batch: `image` [B, H, W, C] uint8 canvas (or float), perhaps `label`, and
+            perhaps `crop` [B, 4] (y, x, height, width in canvas pixels), outside of
+            which the canvas may hold anything. With `image_size` [B, 2] as well, the
+            picture's height and width from the canvas's top left corner, it is resized
+            and then cropped (evaluation), else cropped and then resized (training).
         draws: of `draw`, or the very numbers that a reference used.
         spec: the sizes and numbers to use.
     Returns:
@@ -180,15 +189,18 @@ def prepare(batch, draws, spec: Spec) -> dict:
         smoothed and mixed `target` [B, K].
     """
     batch = dict(batch)
-    image, box = batch["image"], batch.pop("crop", draws.get("crop"))
+    image = batch["image"]
     if not jnp.issubdtype(image.dtype, jnp.floating):
-        image = frame(image, box, draws.get("flip"), spec)
-        if "ra_op" in draws:  # Its operations know whole grey levels only.
-            image = randaugment.apply(jnp.round(image), draws, fill(image, spec))
+        image = frame(batch, draws, spec)
+        if "ra_op" in draws:
+            image = randaugment.apply(image, draws, fill(image, spec))
+        if "jitter_order" in draws:
+            image = colour.apply(image, draws)
         image = normalise(image, spec)
         if "erase_box" in draws:
             image = erase.apply(image, draws)
     image = image.astype(jnp.float32)
+    batch.pop("crop", None)
     if "target" not in batch and "label" in batch and spec.classes:
         target = mixup.smooth_one_hot(batch["label"], spec.classes, spec.smoothing)
         if "mix_lam" in draws:
@@ -197,15 +209,21 @@ def prepare(batch, draws, spec: Spec) -> dict:
     return {**batch, "image": image}
 
 
-def frame(image, boxes, flip, spec):
-    """[B, *image_size, C] float32 in 0..255, cropped, resized and flipped."""
+def frame(batch, draws, spec):
+    """[B, *image_size, C] float32 whole levels 0..255, cropped, resized and flipped."""
+    image, flip = batch["image"], draws.get("flip")
+    boxes, within = batch.get("crop", draws.get("crop")), None
     canvas = image.shape[1:3]
-    image = image.astype(jnp.float32)
+    if "crop" in batch and "image_size" in batch:
+        within = jnp.pad(batch["image_size"], ((0, 0), (2, 0)))
     if boxes is None and canvas != spec.image_size:
         boxes = centre_boxes(len(image), canvas, spec.image_size)
+        within = jnp.tile(jnp.array([[0, 0, *canvas]]), (len(image), 1))
     if boxes is not None:
-        image = resize.crop_resize(image, boxes, spec.image_size)
-        image = jnp.clip(image, 0, 255)  # Bicubic overshoots; a decoded pixel cannot.
+        return resize.crop_resize(
+            image, boxes, spec.image_size, flip=flip, within=within
+        )
+    image = image.astype(jnp.float32)
     if flip is not None:
         image = jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
     return image

@@ -26,6 +26,7 @@ def from_task(task: core.Task) -> core.Stage:
         task.draw,
         loss,
         warm_start=task.warm_start,
+        augment=task.augment,
         evaluators=task.evaluators,
         describe=task.describe,
     )

@@ -97,6 +97,7 @@ def build(config) -> core.Stage:
         probe,
         trim=lambda variables: mae.trim(variables, teacher),
         warm_start=lambda variables: reconstruction.warm_start(variables, config),
+        augment=lambda batch, draws: augment.prepare(batch, draws, spec),
         describe=mae.describe(config),
     )
     return stage._replace(evaluators=signal.evaluators(config, stage, student))

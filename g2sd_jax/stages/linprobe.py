@@ -88,6 +88,7 @@ def build(config) -> core.Stage:
         draw,
         loss,
         frozen,
+        augment=lambda batch, draws: augment.prepare(batch, draws, spec),
         evaluators={"eval": classification.top1(predict, batches)},
         describe=dict(vit.describe(config), kind="probe"),
     )

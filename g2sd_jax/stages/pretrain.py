@@ -37,6 +37,7 @@ def build(config) -> core.Stage:
         draw,
         loss,
         warm_start=lambda variables: reconstruction.warm_start(variables, config),
+        augment=lambda batch, draws: augment.prepare(batch, draws, spec),
         describe=describe,
     )
     return stage._replace(evaluators=signal.evaluators(config, stage, model))

@@ -7,6 +7,7 @@ recipe names no teacher, an untrained one: no data and no weights are needed. Wi
 `--input` its data alone, without the step.
 """
 
+import importlib
 import json
 import statistics
 import tempfile
@@ -37,6 +38,14 @@ def main(argv: Sequence[str]) -> int:
         help="which forms of the blocks to measure: scan, unroll, or both",
     )
     parser.add_argument(
+        "--augment",
+        action="store_true",
+        help="measure what the device does to the pictures, beside the step",
+    )
+    parser.add_argument(
+        "--canvas", default="384x512", help="HEIGHTxWIDTH that --augment starts from"
+    )
+    parser.add_argument(
         "--input", action="store_true", help="measure how fast its pictures arrive"
     )
     parser.add_argument(
@@ -46,6 +55,12 @@ def main(argv: Sequence[str]) -> int:
         "--step", type=float, default=0.0, help="with --input: images/s of the step"
     )
     args = recipes.parse(parser, argv)
+    if args.augment:
+        # Only now: it is built of this module's parts.
+        part = importlib.import_module("g2sd_jax.tools.bench_augment")
+        figures = part.measure(args.config, part.canvas_of(args.canvas))
+        print(part.describe(figures), flush=True)
+        return write(figures, args.out)
     if args.input:
         return bench_input.main(args.config, args.original, args.step, args.out)
     loops = [core.one_of("--loops", each, FORMS) for each in args.loops.split(",")]
@@ -53,8 +68,12 @@ def main(argv: Sequence[str]) -> int:
     figures = [measure(args.config, form, peak, args.trace) for form in loops]
     for each in figures:
         print(describe(each), flush=True)
-    if args.out:
-        with open(args.out, "w") as file:
+    return write(figures, args.out)
+
+
+def write(figures, path: str) -> int:
+    if path:
+        with open(path, "w") as file:
             json.dump(figures, file, indent=2)
     return 0
 

@@ -1,0 +1,112 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches made and placed ahead of the step, and what that took."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+
+class Meter:
+    """Seconds in which at least one thread was at work, as `with meter:` says."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now = now
+        self._lock = threading.Lock()
+        self._working, self._began, self._seconds = 0, now(), 0.0
+
+    def __enter__(self):
+        with self._lock:
+            self._count()
+            self._working += 1
+
+    def __exit__(self, *_error):
+        with self._lock:
+            self._count()
+            self._working -= 1
+
+    def _count(self):
+        """Adds what passed since the last change, if anybody worked."""
+        before, self._began = self._began, self._now()
+        if self._working:
+            self._seconds += self._began - before
+
+    def total(self) -> float:
+        with self._lock:
+            self._count()
+            return self._seconds
+
+    def around(self, work: Callable) -> Callable:
+        """The same function, metered in whichever threads call it."""
+
+        def metered(*args, **kwargs):
+            with self:
+                return work(*args, **kwargs)
+
+        return metered
+
+
+class Feed:
+    """Makes and places batches in a thread of its own, a bounded number ahead.
+
+    So reading and the copy to the device overlap the step; the order is that of the
+    batches. What goes wrong in the thread is raised where the batch is asked for.
+
+    Args:
+        batches: of one process. What they handed over must not be written to again: on
+            CPUs the placed batch is the same memory.
+        place: host batch -> placed batch, such as `parallel.to_global`.
+        ahead: how many placed batches may wait.
+        meter: runs while a batch is made and placed. Work that `batches` does ahead, in
+            threads of its own, has to be metered too, or a batch seems to take no time.
+    """
+
+    def __init__(self, batches: Iterator, place: Callable, ahead: int, meter: Meter):
+        self._batches, self._place, self._meter = batches, place, meter
+        self._ready = queue.Queue()
+        self._room = threading.Semaphore(ahead)
+        self._closed = threading.Event()
+        self._made = self._told = (0, 0.0)  # Batches, and the meter when they were.
+        self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
+        self._thread.start()
+
+    def _work(self):
+        try:
+            while self._wait_for_room():
+                with self._meter:
+                    batch = self._place(next(self._batches))
+                self._made = self._made[0] + 1, self._meter.total()
+                self._ready.put((batch, None))
+        except Exception as error:
+            self._ready.put((None, error))
+        finally:
+            close = getattr(self._batches, "close", None)
+            if close:  # Here: a generator can only be closed by the thread it runs in.
+                close()
+
+    def _wait_for_room(self) -> bool:
+        self._room.acquire()
+        return not self._closed.is_set()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch, error = self._ready.get()
+        if error:
+            self._ready.put((None, error))  # Asked again, it is still so.
+            raise error
+        self._room.release()
+        return batch
+
+    def spent(self) -> tuple[int, float]:
+        """Batches made since this was asked last, and seconds of work until then."""
+        before, self._told = self._told, self._made
+        return self._told[0] - before[0], self._told[1] - before[1]
+
+    def close(self, patience: float = 10.0):
+        """Ends the thread after the batch it is at; a source that hangs is left."""
+        self._closed.set()
+        self._room.release()
+        self._thread.join(patience)

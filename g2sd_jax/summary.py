@@ -1,0 +1,160 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is about to learn from, told and shown once before step 0."""
+
+import os
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from g2sd_jax import core, metrics, parallel
+
+PICTURE = "first_batch.png"
+NAMED = 5  # Classes told from either end of the histogram.
+SIDES = (96, 256)  # Pixels that the longer side of a shown picture is brought into.
+COLUMNS = 8
+LINE = 14  # Pixels of a line of text.
+
+
+def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
+    """Counts, the histogram of labels, and the first batch as the device sees it.
+
+    Args:
+        config: the run's.
+        stage: whose draws and augmentation are shown.
+        dataset: the training split, a `data.dataset.Dataset`.
+        batch: that of step 0, placed; every process takes part.
+        key: that the keys of the steps are folded from.
+        workdir: gets `first_batch.png`, from the main process.
+    """
+    for line in counts(config, dataset):
+        metrics.say(line)
+    if config.shown < 1:
+        return
+    seen, mean, std = look(stage, batch, key, config.shown)
+    metrics.say(
+        f"first batch as the device sees it: pixels {in_levels(config, mean, std)}; "
+        f"config.data.mean={tuple(config.data.mean)} and std={tuple(config.data.std)}"
+    )
+    if jax.process_index() == 0:
+        path = os.path.join(workdir, PICTURE)
+        partial = f"{path}.partial"
+        sheet(config, seen, dataset.classes).save(partial, format="PNG")
+        os.replace(partial, path)
+        metrics.say(f"its first {len(seen['image'])} pictures: {path}")
+
+
+def counts(config, dataset) -> list[str]:
+    """Lines about the training split and its labels."""
+    steps = dataset.count // config.batch
+    lines = [
+        f"data: {dataset.count} examples in split {config.data.train_split!r}, "
+        f"{steps} batches of {config.batch} an epoch, {config.data.classes} classes"
+    ]
+    if dataset.labels is None or not config.data.classes:
+        return lines
+    found = np.bincount(dataset.labels[: dataset.count], minlength=config.data.classes)
+    order = np.argsort(-found, kind="stable")
+    full = [label for label in order if found[label]]
+    empty = [label for label in order if not found[label]]
+
+    def listed(labels):
+        named = [name_of(label, dataset.classes) for label in labels]
+        return ", ".join(
+            f"{name} {found[label]}" if found[label] else name
+            for name, label in zip(named, labels, strict=True)
+        )
+
+    if len(full) <= 2 * NAMED:
+        lines.append(f"labels: {listed(full)}")
+    else:
+        lines.append(f"labels: {listed(full[:NAMED])} … {listed(full[-NAMED:])}")
+    if empty:
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        lines.append(
+            f"labels without an example: {listed(empty[:NAMED])}{more}, "
+            f"{len(empty)} of {len(found)}"
+        )
+    return lines
+
+
+def name_of(label, classes) -> str:
+    return str(classes[label]) if classes else str(label)
+
+
+def look(stage: core.Stage, batch, key, count: int):
+    """The first examples after the draws of step 0, and all pixels' mean and std."""
+    where = next(iter(batch.values())).sharding
+
+    def see(batch, key):
+        draws = stage.draw(jax.random.fold_in(key, 0), batch)
+        seen = stage.augment(batch, draws)
+        pixels = seen["image"].astype(np.float32)
+        some = {name: value[:count] for name, value in seen.items()}
+        return some, pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
+
+    everywhere = parallel.replicated(where.mesh)
+    return jax.device_get(jax.jit(see, out_shardings=everywhere)(batch, key))
+
+
+def in_levels(config, mean, std) -> str:
+    """The pixels' statistics as `config.data.mean` counts them, 0..1."""
+    scale, shift = np.array(config.data.std), np.array(config.data.mean)
+    mean, std = mean * scale + shift, std * scale
+    lists = (", ".join(f"{v:.3f}" for v in values) for values in (mean, std))
+    return "mean ({}), std ({})".format(*lists)
+
+
+def sheet(config, seen: dict, classes) -> Image.Image:
+    """All pictures on one, in reading order, each with what it is called."""
+    image = levels(config, seen["image"])
+    tiles = [
+        tile(image[i], caption(config, seen, i, classes)) for i in range(len(image))
+    ]
+    columns = min(COLUMNS, len(tiles))
+    width, height = tiles[0].size
+    rows = -(-len(tiles) // columns)
+    whole = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, each in enumerate(tiles):
+        whole.paste(each, (i % columns * width, i // columns * height))
+    return whole
+
+
+def levels(config, image):
+    """[B, H, W, 3] uint8 of prepared pictures; of other channels, what can be shown."""
+    scale = np.array(config.data.std, np.float32)
+    shift = np.array(config.data.mean, np.float32)
+    image = np.clip(np.round(255 * (image * scale + shift)), 0, 255).astype(np.uint8)
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, -1)
+
+
+def tile(image, text: str) -> Image.Image:
+    """One picture [H, W, 3] above its caption; a dense task draws into it here."""
+    picture = Image.fromarray(image)
+    low, high = SIDES
+    longer = max(picture.size)
+    scale = -(-low // longer) if longer < low else min(1.0, high / longer)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+    whole = Image.new("RGB", (size[0] + 4, size[1] + 2 * LINE + 4), "white")
+    whole.paste(picture.resize(size, kind), (2, 2))
+    for line, words in enumerate(text.split("\n")):
+        # Pillow's own font need not know every letter.
+        words = words.encode("latin-1", "replace").decode("latin-1")
+        ImageDraw.Draw(whole).text((2, size[1] + 2 + line * LINE), words, fill="black")
+    return whole
+
+
+def caption(config, seen: dict, i: int, classes) -> str:
+    """Its label; of a mixed picture both, and how much of each."""
+    if "target" not in seen:
+        return name_of(seen["label"][i], classes) if "label" in seen else ""
+    smoothing, target = config.augment.smoothing, seen["target"][i]
+    share = (target - smoothing / len(target)) / (1 - smoothing)
+    shown = [label for label in np.argsort(-share)[:2] if share[label] > 0.005]
+    if len(shown) == 1:
+        return name_of(shown[0], classes)
+    return "\n".join(
+        f"{name_of(label, classes)}, {share[label]:.0%}" for label in shown
+    )

@@ -347,6 +347,21 @@ def test_refusals_of_the_reader(copy, tmp_path):
         prepared.listed(recipe(tmp_path), "train")
 
 
+def test_many_files_may_be_open(monkeypatch):
+    """ImageNet's 1024 TFRecord files, where a process begins with 1024 in all."""
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(packs.resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(
+        packs.resource, "setrlimit", lambda _, both: limits.append(both)
+    )
+    packs.make_room(1024, "the set")
+    assert limits[-1] == (4096, 4096)
+    packs.make_room(3000, "the set")
+    assert len(limits) == 2  # Once is enough.
+    with pytest.raises(ValueError, match=r"the set has 4000 files .* allows 4096"):
+        packs.make_room(4000, "the set")
+
+
 def test_what_is_no_pack_is_told_by_its_end(tmp_path):
     packs.write(tmp_path / "a.pack", [("a", 0, b"x")])
     whole = (tmp_path / "a.pack").read_bytes()

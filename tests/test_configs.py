@@ -10,14 +10,17 @@ import ml_collections
 import numpy as np
 import pytest
 
+import files
 from g2sd_jax import core, recipes, train
+from g2sd_jax.data import source
 
 STAGES = [name for name in recipes.names() if not name.startswith("chains/")]
 # Not read by a smoke run: it counts its steps itself, and its data are invented.
 FILES = ("path", "hold_out", "canvas", "eval_crop", "max_bad_share")
-FILES += ("data_dir", "index_dir", "class_list", "shuffle_buffer")
+FILES += ("class_list",)
 ELSEWHERE = {"total_epochs", "data.workers", "data.prefetch"}
 ELSEWHERE |= {f"data.{key}" for key in FILES}
+TFDS = {"data.data_dir", "data.index_dir", "data.shuffle_buffer"}  # test_data_tfds.
 
 
 class Recorder:
@@ -64,7 +67,18 @@ def test_smoke_runs_and_reads_every_key(name, tmp_path, monkeypatch):
     final = train.run(config, str(tmp_path))
     assert final["step"] == 2
     assert np.isfinite(final["loss"])
-    assert leaves - recorder.read - ELSEWHERE == set()
+    assert leaves - recorder.read - ELSEWHERE - TFDS == set()
+
+
+def test_picture_files_read_the_keys_that_invented_data_do_not(tmp_path, monkeypatch):
+    path = files.write(tmp_path, files.photographs())
+    (path / "train/a/0.jpg").write_bytes(b"")
+    config = files.recipe(path, train_examples=12, max_bad_share=0.5)
+    recorder = Recorder(config, monkeypatch)
+    dataset = source.load(config, "train")
+    for epoch in (0, None):
+        dataset.fetch(np.arange(12), epoch)
+    assert ELSEWHERE - recorder.read == {"total_epochs"}
 
 
 def test_recorder_notices_a_key_nobody_reads(monkeypatch):

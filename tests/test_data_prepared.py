@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -344,6 +345,40 @@ def test_refusals_of_the_reader(copy, tmp_path):
     (tmp_path / "manifest.json").write_text('{"layout": 99}')
     with pytest.raises(ValueError, match=r"layout 99, but this version reads 1"):
         prepared.listed(recipe(tmp_path), "train")
+
+
+def test_many_files_may_be_open(monkeypatch):
+    """ImageNet's 1024 TFRecord files, where a process begins with 1024 in all."""
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(packs.resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(
+        packs.resource, "setrlimit", lambda _, both: limits.append(both)
+    )
+    packs.make_room(1024, "the set")
+    assert limits[-1] == (4096, 4096)
+    packs.make_room(3000, "the set")
+    assert len(limits) == 2  # Once is enough.
+    with pytest.raises(ValueError, match=r"the set has 4000 files .* allows 4096"):
+        packs.make_room(4000, "the set")
+
+
+def test_what_is_no_pack_is_told_by_its_end(tmp_path):
+    packs.write(tmp_path / "a.pack", [("a", 0, b"x")])
+    whole = (tmp_path / "a.pack").read_bytes()
+    for other in (b"", b"short", whole[:-1], whole + b"\0"):
+        (tmp_path / "b.pack").write_bytes(other)
+        with pytest.raises(ValueError, match=r"b.pack is no whole pack"):
+            packs.digest(tmp_path / "b.pack")
+
+
+def test_work_goes_ahead_in_order_but_not_far():
+    begun = []
+    with futures.ThreadPoolExecutor(2) as pool:
+        results = packing.ahead(pool, lambda i: begun.append(i) or i, range(50), 3)
+        for expected in range(50):
+            assert next(results) == expected
+            assert len(begun) <= expected + 5
+        assert next(results, None) is None
 
 
 def test_names_that_are_no_utf8_come_back(tmp_path):

@@ -76,6 +76,13 @@ def test_files_and_neighbours_are_shuffled(stream):
     assert sorted(order) == sorted(other) == list(range(COUNT))
 
 
+def test_files_come_in_another_order_every_epoch(stream):
+    unbuffered = stream._replace(buffer=1)
+    batches = record_stream.train_batches(unbuffered, COUNT, 5)
+    epochs = [seen(taken(batches, 1)) for _ in range(6)]
+    assert len({epoch[0] for epoch in epochs}) > 1
+
+
 @pytest.mark.parametrize("start", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_run_starts_anywhere(stream, start, process):

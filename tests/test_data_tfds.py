@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import test_configs
 from g2sd_jax import cli, recipes
 from g2sd_jax.data import order, source, tfds_source, tfrecord
 
@@ -351,6 +352,14 @@ def test_a_stream_is_judged_as_a_local_set_is(remote, monkeypatch, processes):
     assert sorted(counted) == list(range(COUNTS["validation"]))
 
 
+def test_the_keys_of_tfds_are_read(remote, monkeypatch):
+    recorder = test_configs.Recorder(remote, monkeypatch)
+    source.load(remote, "train")
+    monkeypatch.setattr(tfds_source, "is_remote", lambda path: False)
+    source.load(remote, "train")
+    assert test_configs.TFDS - recorder.read == set()
+
+
 def test_what_a_stream_cannot_do_is_refused(remote, root, tmp_path):
     held = source.load(remote, "train")
     with pytest.raises(ValueError, match=r"no example can be picked .*neighbours"):
@@ -373,7 +382,7 @@ def test_bad_examples_of_a_stream_are_replaced_and_listed(remote, monkeypatch):
         start, end, label = parsed(record, *about)
         return (
             (start, start + 9, label)
-            if label == 2 and b"/2.jpg" in record
+            if label == 2 and b"/5.jpg" in record
             else (start, end, label)
         )
 

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import runs
 from g2sd_jax import metrics, train
@@ -24,7 +25,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 import runs
 from g2sd_jax import train
 for stage in sys.argv[4:]:
-    train.run(runs.small(stage), f"{sys.argv[3]}/{stage}")
+    train.run(runs.small(stage, shown=10), f"{sys.argv[3]}/{stage}")
 """
 
 
@@ -62,9 +63,15 @@ def test_two_processes_equal_one(tmp_path):
     said = [process.communicate(timeout=500)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(said)
     for stage in STAGES:
-        train.run(runs.small(stage), str(tmp_path / "one" / stage))
+        train.run(runs.small(stage, shown=10), str(tmp_path / "one" / stage))
         losses, done = told(folder / stage)
         expected, expected_done = told(tmp_path / "one" / stage)
         assert len(losses) == 6
         np.testing.assert_allclose(losses, expected, rtol=2e-5)
         assert done == pytest.approx(expected_done, rel=2e-5)
+        # Ten pictures, of which the second process holds two.
+        shown, expected = (
+            np.asarray(Image.open(tmp_path / where / stage / "first_batch.png"), int)
+            for where in ("two", "one")
+        )
+        assert np.abs(shown - expected).max() <= 1 and shown.std() > 1

@@ -68,13 +68,14 @@ def list_in(workdir, process_index=0) -> None:
     """From now on this process lists bad examples in `workdir`, where others did.
 
     A run that resumes continues the list, so that nothing counts twice. Several
-    processes must not write one file, so each has its own.
+    processes must not write one file, so each has its own. A workdir of None starts a
+    list in memory.
     """
     global _listing
     name = FILE
     if process_index:
         name = FILE.replace(".jsonl", f".{process_index}.jsonl")
-    _listing = Listing(os.path.join(workdir, name))
+    _listing = Listing(workdir and os.path.join(workdir, name))
 
 
 def note(config, split, count, index, name, reason) -> None:

@@ -53,7 +53,8 @@ def listed(config, split) -> encoded.Encoded:
             f"{', '.join(empty)}; fill them, or remove them."
         )
     encoded.check_names(names, origin)
-    if config.data.classes and not config.data.hold_out:
+    numbered = config.data.classes and not config.data.class_list  # By the folders.
+    if numbered and not config.data.hold_out:
         check_classes(config, names, origin)
     ranked = sorted(
         (rank, label, file)

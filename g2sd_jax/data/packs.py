@@ -13,6 +13,7 @@ import hashlib
 import io
 import mmap
 import os
+import resource
 import struct
 import threading
 import weakref
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAGIC = b"G2SDPAK1"
+MOST_OPEN, OTHERS = 1 << 16, 256  # Files; of them, those that are not ours.
 FOOTER = struct.Struct("<8sQ32s")  # Magic, where the index begins, sha256 before it.
 
 
@@ -143,6 +145,22 @@ def index(path: Path) -> Index:
             return Index(arrays["ends"], arrays["labels"], names, pairs)
     except Exception as error:  # Whatever numpy and zipfile make of broken bytes.
         raise ValueError(f"{path} is damaged: its index cannot be read.") from error
+
+
+def make_room(files: int, origin: str) -> None:
+    """Lets this process keep so many files open: many systems begin with 1024 in all.
+
+    ImageNet has 1024 training files, and what fails to open would count as unreadable.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)
+    if files + OTHERS > most:
+        raise ValueError(
+            f"{origin} has {files} files to keep open, but the system allows {most} in "
+            "all; raise `ulimit -Hn`, or make a copy of it with `g2sd prepare`."
+        )
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Reader:

@@ -31,7 +31,12 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
     held = held._replace(classes=mapped.names, labels=mapped.labels)
     if config.data.classes:
         datasets.check_labels(held.labels, config.data.classes, held.origin)
-    workers = config.data.workers or len(os.sched_getaffinity(0))
+    for key, least in (("workers", 1), ("prefetch", 0)):
+        if config.data[key] is not None and config.data[key] < least:
+            raise ValueError(
+                f"config.data.{key}={config.data[key]} must be at least {least}."
+            )
+    workers = config.data.workers or len(cores())
     pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
     limit = config.data.limit
     count = held.count if limit is None else min(held.count, limit)
@@ -78,6 +83,13 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
     return datasets.Dataset(
         count, held.classes, fetch, original, held.labels, ahead=config.data.prefetch
     )
+
+
+def cores() -> list[int]:
+    """The numbers of those this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Not everywhere.
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 class Training:

@@ -85,6 +85,7 @@ def open_split(folder: Path, manifest: dict, split: str) -> encoded.Encoded:
     files = check(folder, told)
     indexes = [packs.index(file) for file in files]
     mapped = manifest["job"]["format"] == "raw"
+    packs.make_room(len(files), str(folder))
     readers = [packs.Reader(file, mapped) for file in files]
     firsts = np.cumsum([0] + [len(each.ends) for each in indexes])
 

@@ -17,7 +17,7 @@ import re
 from typing import Any, NamedTuple
 
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, pipeline, tfds_files, tfds_stream
+from g2sd_jax.data import encoded, packs, pipeline, tfds_files, tfds_stream
 
 PREFIX = "tfds:"
 
@@ -80,6 +80,7 @@ def listed(config, split) -> encoded.Encoded:
             f"{found.origin} is stored as {found.kind}; accepted are array_record and "
             f"tfrecord: {command(config)} with --file_format=array_record"
         )
+    packs.make_room(len(found.parts), found.origin)
     labels, read = tfds_files.OPENED[found.kind](config, found, split)
     return encoded.Encoded(
         count=sum(part.take for part in found.parts),

@@ -66,7 +66,7 @@ def measure(config, original="", step=0.0) -> dict:
         for _ in order.read_ahead(lambda p: dataset.fetch(p, 0), parts, dataset.ahead):
             pass
 
-    cores = sorted(os.sched_getaffinity(0))
+    cores = pipeline.cores()
     one, every = (
         pipeline.dataset(changed(config, workers=count), held, split)
         for count in (1, len(cores))
@@ -108,6 +108,8 @@ def changed(config, **data):
 @contextlib.contextmanager
 def pinned(cores):
     """Keeps this thread, and those it starts, on some cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("--input keeps to one core at a time, which needs Linux.")
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -126,7 +128,9 @@ def fidelity(config, held, dataset, indices) -> tuple[float, float]:
     """Mean error in grey levels, and the share beyond 8, against Pillow's crops."""
     spec = augment.spec(config, train=False)
     batch = dataset.fetch(indices, 0)
-    image = np.round(augment.frame(batch["image"], batch["crop"], None, spec))
+    image = augment.prepare(batch, {}, spec)["image"]
+    mean, std = (np.asarray(each) for each in (spec.mean, spec.std))
+    image = np.round(255 * (np.asarray(image) * std + mean))
     expected = [
         np.asarray(pillow_loop.cropped(held.read(int(index)), config, int(index)))
         for index in batch["index"]

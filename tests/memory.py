@@ -1,0 +1,55 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whether reading pictures takes more and more memory: `python tests/memory.py 20000`.
+
+Reads that many training batches of eight from 64 invented JPEGs of 500 x 375, a few bad
+ones among them, or from the folder or tar named after the number.
+"""
+
+import gc
+import os
+import pathlib
+import sys
+import tempfile
+
+import files
+from g2sd_jax.data import failures, folder, order, pipeline
+
+WARM = 200  # Batches after which buffers and allocator have found their size.
+
+
+def resident() -> float:
+    """Megabytes of this process that lie in memory."""
+    gc.collect()
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def photographs(root) -> pathlib.Path:
+    root = pathlib.Path(root)
+    made = files.photographs(per_class=32, size=(375, 500), splits=("train",))
+    made["train/a/3.jpg"] = made["train/a/3.jpg"][:4000]
+    made["train/b/5.jpg"] = b"no picture"
+    return files.write(root, made)
+
+
+def growth(path, batches) -> list[float]:
+    """Megabytes after `WARM` batches, then at five times until `batches`."""
+    config = files.recipe(path, classes=0, max_bad_share=0.1)
+    config.model.image_size = (224, 224)
+    dataset = pipeline.dataset(config, folder.listed(config, "train"), "train")
+    stream = order.train_batches(dataset, 8, seed=0)
+    told = []
+    for number in range(1, batches + 1):
+        next(stream)
+        if number == WARM or number % (batches // 5) == 0:
+            told.append(resident())
+    return told
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        failures.list_in(scratch)
+        given = sys.argv[2] if len(sys.argv) > 2 else photographs(scratch + "/set")
+        figures = growth(given, int(sys.argv[1]))
+    print("MB resident:", *(f"{each:.0f}" for each in figures))

@@ -1,0 +1,63 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The measure of the input: a Pillow loop that does the recipe's work, and figures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import files
+from g2sd_jax.tools import bench, bench_input, pillow_loop
+
+
+def test_bench_tells_both_and_how_far_apart_their_pixels_are(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench_input, "ROUNDS", 1)
+    path = files.write(tmp_path / "set", files.photographs())
+    argv = ["--input", "--config=finetune", "--step=100", f"--out={tmp_path}/out.json"]
+    argv += [f"--config.data.path={path}", "--config.data.source=folder"]
+    argv += ["--config.model.image_size=24,16", "--config.data.classes=2"]
+    assert bench.main([*argv, f"--original={path}"]) == 0
+    [figures] = json.loads((tmp_path / "out.json").read_text())
+    assert figures["pictures"] == 12
+    assert figures["times_pillow"] == pytest.approx(
+        figures["images_per_s_per_core"] / figures["pillow_images_per_s"]
+    )
+    assert figures["step_waits"] == max(0, 1 - figures["images_per_s"] / 100)
+    assert "12 pictures" in (said := capsys.readouterr().out)
+    assert "a step of 100 images/s waits" in said
+    with pytest.raises(ValueError, match=r"source='fake' holds no picture files"):
+        bench.main(["--input", "--config=finetune:smoke"])
+
+
+def test_the_loop_does_the_whole_work(rng):
+    config = files.recipe("", "finetune")
+    config.data.mean, config.data.std = (0.5,) * 3, (0.25,) * 3
+    data = files.encode(files.pixels((60, 80)))
+    config.augment.randaugment = ""
+    plain = pillow_loop.load(data, config, 0, False, rng)
+    assert plain.shape == (24, 16, 3) and plain.dtype == np.uint8
+    mirrored = pillow_loop.load(data, config, 0, True, rng)
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+    config.augment.randaugment = "rand-m9-mstd0.5-inc1"
+    config.augment.erase = 0.0
+    levels = [pillow_loop.load(data, config, 0, False, rng) for _ in range(40)]
+    assert levels[0].dtype == np.float32
+    untouched = [np.allclose((x * 0.25 + 0.5) * 255, plain, atol=1e-3) for x in levels]
+    assert (
+        0 < sum(untouched) < 25
+    )  # A quarter of them, for each of two is done by half.
+    config.augment.erase = 1.0
+    erased = np.stack([pillow_loop.load(data, config, 0, False, rng) for _ in range(9)])
+    assert abs(erased).max() > 2.01  # Noise goes beyond what a picture can hold.
+
+
+@pytest.mark.parametrize("number", range(15))
+def test_every_operation_changes_the_picture(number, rng):
+    image = Image.fromarray(files.pixels() // 2 + 60)
+    found = pillow_loop.operation(image, number, 9.0, (1, 2, 3), rng)
+    assert found.size == image.size
+    assert (np.asarray(found) != np.asarray(image)).mean() > 0.05

@@ -26,6 +26,9 @@ def test_bench_tells_both_and_how_far_apart_their_pixels_are(
     assert figures["times_pillow"] == pytest.approx(
         figures["images_per_s_per_core"] / figures["pillow_images_per_s"]
     )
+    assert figures["cpu_times_pillow"] == pytest.approx(
+        figures["pillow_cpu_ms"] / figures["cpu_ms"]
+    )
     assert figures["step_waits"] == max(0, 1 - figures["images_per_s"] / 100)
     assert "12 pictures" in (said := capsys.readouterr().out)
     assert "a step of 100 images/s waits" in said

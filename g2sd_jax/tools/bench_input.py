@@ -10,7 +10,6 @@ and the resize are the loop's too, though the pipeline leaves them to the device
 import contextlib
 import json
 import os
-import statistics
 import time
 
 import numpy as np
@@ -71,29 +70,39 @@ def measure(config, original="", step=0.0) -> dict:
         pipeline.dataset(changed(config, workers=count), held, split)
         for count in (1, len(cores))
     )
-    seconds = []  # [ROUNDS, 3] per picture: Pillow, one core, every core.
+    seconds = []  # [ROUNDS, 3, 2] a picture: Pillow, one core, every core; clock, CPU.
     for _ in range(ROUNDS):
         with pinned(cores[:1]):
-            pillow = timed(by_pillow) / len(others)
-            alone = timed(lambda: by_pipeline(one)) / len(mine)
-        seconds.append((pillow, alone, timed(lambda: by_pipeline(every)) / len(mine)))
-    pillow, alone, together = (float(np.median(each)) for each in np.transpose(seconds))
+            both = timed(by_pillow) / len(others), timed(by_pipeline, one) / len(mine)
+        seconds.append((*both, timed(by_pipeline, every) / len(mine)))
+    ratio = lambda a, b: np.median(np.divide(a, b), axis=0).tolist()  # Of each round.
+    pillow, alone, together = np.moveaxis(seconds, 1, 0)
+    times_pillow, cpu_times_pillow = ratio(pillow, alone)
+    times_one, cpu_of_one = ratio(alone, together)
+    pillow, alone, together = (
+        np.median(each, axis=0) for each in (pillow, alone, together)
+    )
     mean, beyond = fidelity(config, held, one, mine[:COMPARED])
     return dict(
         stage=config.stage,
         source=held.origin,
         pictures=len(mine),
         kilobytes=float(np.mean([len(held.read(int(i))) for i in mine])) / 1000,
-        pillow_images_per_s=1 / pillow,
-        images_per_s_per_core=1 / alone,
-        times_pillow=statistics.median(a / b for a, b, _ in seconds),
+        pillow_images_per_s=float(1 / pillow[0]),
+        pillow_cpu_ms=float(1000 * pillow[1]),
+        images_per_s_per_core=float(1 / alone[0]),
+        cpu_ms=float(1000 * alone[1]),
+        times_pillow=times_pillow,
+        cpu_times_pillow=cpu_times_pillow,
         cores=len(cores),
-        images_per_s=1 / together,
-        times_one_core=statistics.median(b / c for _, b, c in seconds),
+        images_per_s=float(1 / together[0]),
+        times_one_core=times_one,
+        # What the cores would make if nothing else ran: more work in all lowers it.
+        cpu_times_one_core=len(cores) * cpu_of_one,
         mean_error=mean,
         share_beyond_8=beyond,
         step_images_per_s=step or None,
-        step_waits=max(0.0, 1 - 1 / together / step) if step else None,
+        step_waits=max(0.0, 1 - 1 / together[0] / step) if step else None,
     )
 
 
@@ -118,10 +127,11 @@ def pinned(cores):
         os.sched_setaffinity(0, before)
 
 
-def timed(function) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def timed(function, *given) -> np.ndarray:
+    """[2] seconds by the clock, and of all processors' work."""
+    began = np.array([time.perf_counter(), time.process_time()])
+    function(*given)
+    return np.array([time.perf_counter(), time.process_time()]) - began
 
 
 def fidelity(config, held, dataset, indices) -> tuple[float, float]:
@@ -145,7 +155,10 @@ def describe(figures: dict) -> str:
         "input of {stage} from {source}, {pictures} pictures of {kilobytes:.1f} kB\n"
         "  one core: {images_per_s_per_core:.0f} images/s, {times_pillow:.2f} times a "
         "Pillow loop's {pillow_images_per_s:.0f}\n"
-        "  {cores} cores: {images_per_s:.0f} images/s, {times_one_core:.2f} times one\n"
+        "  its work: {cpu_ms:.2f} ms of CPU each; Pillow's {pillow_cpu_ms:.2f}, "
+        "{cpu_times_pillow:.2f} times that\n"
+        "  {cores} cores: {images_per_s:.0f} images/s, {times_one_core:.2f} times one; "
+        "by its work {cpu_times_one_core:.2f}\n"
         "  against Pillow's pixels: mean error {mean_error:.2f} grey levels, "
         "{share_beyond_8:.2%} beyond 8"
     )

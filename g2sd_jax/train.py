@@ -175,23 +175,15 @@ class Watch:
 def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
     """(step, variables, frozen) -> metrics of every evaluator, logged."""
     predicts = {
-        # Every output is split by rows only, or a host could not find its own again.
-        name: jax.jit(evaluator.predict, out_shardings=parallel.batch_sharding(mesh))
-        for name, evaluator in stage.evaluators.items()
+        name: compiled(evaluator, mesh) for name, evaluator in stage.evaluators.items()
     }
 
     def judge(step, variables, frozen) -> dict:
         found = {}
         with clock.paused():
             for name, evaluator in stage.evaluators.items():
-                state = evaluator.start()
-                for batch, examples in evaluator.batches():
-                    batch = parallel.to_global(batch, mesh)
-                    outputs = predicts[name](variables, frozen, batch)
-                    state = evaluator.update(
-                        state, parallel.to_local(outputs), examples
-                    )
-                state = evaluator.merge(parallel.gather_states(state))
+                predict = predicts[name]
+                state = fold(evaluator, predict, mesh, variables, frozen)
                 scores = evaluator.finish(state)
                 found |= {f"{name}/{key}": value for key, value in scores.items()}
             if found:
@@ -199,3 +191,18 @@ def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
         return found
 
     return judge
+
+
+def compiled(evaluator: core.Evaluator, mesh) -> Callable:
+    """The evaluator's `predict`, jitted."""
+    # Every output is split by rows only, or a host could not find its own again.
+    return jax.jit(evaluator.predict, out_shardings=parallel.batch_sharding(mesh))
+
+
+def fold(evaluator: core.Evaluator, predict: Callable, mesh, variables, frozen):
+    """The state after every example, of all hosts; `predict` is of `compiled`."""
+    state = evaluator.start()
+    for batch, examples in evaluator.batches():
+        outputs = predict(variables, frozen, parallel.to_global(batch, mesh))
+        state = evaluator.update(state, parallel.to_local(outputs), examples)
+    return evaluator.merge(parallel.gather_states(state))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import cli, core, recipes, train
 from g2sd_jax import workdir as folder
-from g2sd_jax.tools import report
+from g2sd_jax.tools import finished, report
 
 KEYS = ("seeds", "steps", "rows", "reconstructions", "title", "note")
 KEYS += ("cache_dir", "progress")
@@ -48,6 +48,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     workdir = os.path.abspath(workdir)
     steps = plan(config, workdir)  # All of them: a mistake is told before any training.
     folder.claim(identity(config), workdir)
+    if jax.process_index() == 0:  # For what asks a chain later.
+        folder.write_json(os.path.join(workdir, finished.CHAIN), folder.plain(config))
     path = os.path.join(workdir, report.SECONDS)
     seconds = report.read_json(path) if os.path.exists(path) else {}
     for position, step in enumerate(steps, start=1):

@@ -3,6 +3,7 @@
 """A trained stage or a weight file, ready to be asked: how the verbs are told which."""
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from g2sd_jax import checkpoint, core, metrics, parallel, recipes, stages
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment
 
+CHAIN = "chain.json"  # The whole config of a chain, in its folder.
 RECIPES = {"vit": "finetune", "mae": "pretrain"}  # What a file's `kind` stands for.
 
 
@@ -97,6 +99,33 @@ def choose(workdir: str, path: str, recipe: str, overrides) -> Finished:
     if recipe:
         return from_file(path, recipes.load(recipe, overrides))
     return from_file(path, described(path, overrides))
+
+
+def expand(workdirs: Sequence[str]) -> tuple[dict[str, str], str]:
+    """{name: workdir of a run} and, if one is the folder of a chain, that folder.
+
+    A chain stands for the models of its table, those of its first seed.
+    """
+    named, chain = {}, ""
+    for path in workdirs:
+        rows = os.path.join(path, CHAIN)
+        if not os.path.exists(rows):
+            named[os.path.basename(os.path.normpath(path))] = path
+            continue
+        if len(workdirs) > 1:
+            raise ValueError(f"{path} is a chain's folder; name it alone.")
+        chain, config = path, chain_config(path)
+        first = os.path.join(path, f"seed{config.seeds[0]}")
+        named = {method: os.path.join(first, step) for method, step in config.rows}
+    if len(named) < len(workdirs):  # Two folders of one name.
+        named = {os.path.normpath(path): path for path in workdirs}
+    return named, chain
+
+
+def chain_config(path: str) -> ConfigDict:
+    """The config that a chain left in its folder."""
+    with open(os.path.join(path, CHAIN), encoding="utf-8") as file:
+        return ConfigDict(json.load(file))
 
 
 def config_of(workdir: str, overrides=None) -> ConfigDict:

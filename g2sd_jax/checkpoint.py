@@ -193,7 +193,9 @@ def check_classes(weights: Weights, names: Sequence[str], key: str) -> None:
         return
     if len(theirs) == len(names):
         label = next(i for i in range(len(names)) if theirs[i] != names[i])
-        told = f"its label {label} is {theirs[label]!r}, that of the data {names[label]!r}"
+        told = (
+            f"its label {label} is {theirs[label]!r}, that of the data {names[label]!r}"
+        )
     else:
         told = f"it knows {len(theirs)} classes ({_few(theirs)}), the data {len(names)}"
     raise ValueError(

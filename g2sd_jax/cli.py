@@ -22,9 +22,15 @@ VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
     "predict": ("g2sd_jax.tools.predict", "say what pictures show"),
     "reconstruct": ("g2sd_jax.tools.reconstruct", "draw what an autoencoder guesses"),
     "embed": ("g2sd_jax.tools.embed", "write the features of pictures to a file"),
-    "probe": ("g2sd_jax.tools.probe", "judge features by neighbours and a linear layer"),
+    "probe": (
+        "g2sd_jax.tools.probe",
+        "judge features by neighbours and a linear layer",
+    ),
     "analyse": ("g2sd_jax.tools.analyse", "compare models: occlusion, CKA, throughput"),
-    "report": ("g2sd_jax.tools.report", "make one page of one run, several, or a chain"),
+    "report": (
+        "g2sd_jax.tools.report",
+        "make one page of one run, several, or a chain",
+    ),
     "doctor": ("g2sd_jax.tools.doctor", "say what looks wrong with a run"),
 }
 

@@ -107,6 +107,7 @@ def occluded(
     scores = {at: evaluators[at[0]].finish(state) for at, state in states.items()}
     score = next(key for key in SCORES if key in scores[first, "random", counts[0]])
     return dict(
+        names=list(models),
         reference=first,
         score=score,
         examples=seen,
@@ -129,7 +130,9 @@ def _patches(models):
         for name, model in models.items()
     }
     if len(set(seen.values())) > 1:
-        raise ValueError(f"models with other patches cannot lose the same ones: {seen}.")
+        raise ValueError(
+            f"models with other patches cannot lose the same ones: {seen}."
+        )
     return next(iter(seen.values()))
 
 
@@ -177,7 +180,11 @@ def alike(models: Mapping[str, finished.Finished], token: str, examples: int) ->
             ),
         )
     return dict(
-        reference=first, token=token, examples=theirs.shape[1], against=found
+        names=list(models),
+        reference=first,
+        token=token,
+        examples=theirs.shape[1],
+        against=found,
     )
 
 

@@ -122,9 +122,8 @@ def class_lines(rows: Sequence[Mapping]) -> list[str]:
     for row in shown:
         found, right = (percent(row[key]) for key in ("recall", "precision"))
         other = "{} ({})".format(*row["mistaken_for"]) if row["mistaken_for"] else ""
-        lines.append(
-            f"  {row['name']:{width}}  {row['count']:>6}  {found:>7}  {right:>7}  {other}"
-        )
+        name, count = row["name"], row["count"]
+        lines.append(f"  {name:{width}}  {count:>6}  {found:>7}  {right:>7}  {other}")
     return lines + note
 
 

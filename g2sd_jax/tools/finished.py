@@ -132,9 +132,9 @@ def config_of(workdir: str, overrides=None) -> ConfigDict:
     """The config of the run in `workdir`."""
     config = recipes.of_run(workdir, overrides)
     if "stage" not in config:
+        step = os.path.join(workdir, f"seed{config.seeds[0]}", next(iter(config.steps)))
         raise ValueError(
-            f"{workdir} is a chain's folder; name one of its steps, such as "
-            f"{os.path.join(workdir, f'seed{config.seeds[0]}', next(iter(config.steps)))}."
+            f"{workdir} is a chain's folder; name one of its steps, such as {step}."
         )
     return config
 
@@ -157,8 +157,8 @@ def from_file(path: str, config: ConfigDict) -> Finished:
     kept = sorted(set(shapes) - {"params"})
     if kept:
         raise ValueError(
-            f"--checkpoint={path!r}: stage {config.stage} also keeps {', '.join(kept)}, "
-            "which a weight file lacks; name the --workdir of the run."
+            f"--checkpoint={path!r}: stage {config.stage} also keeps "
+            f"{', '.join(kept)}, which a weight file lacks; name the run's --workdir."
         )
     variables = checkpoint.graft(shapes, weights, grid=vit.grid(config.model))
     describe = {**stage.describe, "stage": config.stage, **weights.describe}
@@ -176,7 +176,9 @@ def described(path: str, overrides) -> ConfigDict:
     metrics.say(f"{path} describes itself: {describe.get('stage', describe['kind'])}")
     recipe = RECIPES[describe["kind"]]
     own = recipes.load(recipe)
-    model = {key: describe["model"][key] for key in own.model if key in describe["model"]}
+    model = {
+        key: describe["model"][key] for key in own.model if key in describe["model"]
+    }
     data = dict(mean=tuple(describe["mean"]), std=tuple(describe["std"]))
     data["classes"] = describe.get("classes", 0)
     known = dict(model=model, data=data, compute_dtype="float32")

@@ -19,7 +19,9 @@ from g2sd_jax.tasks import signal
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser("probe")
-    parser.add_argument("train", metavar="TRAIN", help=".npz of g2sd embed --split=train")
+    parser.add_argument(
+        "train", metavar="TRAIN", help=".npz of g2sd embed --split=train"
+    )
     parser.add_argument("val", metavar="VAL", help=".npz of g2sd embed --split=eval")
     parser.add_argument("--neighbours", type=int, default=20)
     parser.add_argument(

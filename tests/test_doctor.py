@@ -55,11 +55,11 @@ def digits(**changes):
 )
 def test_fifty_steps_are_enough_to_tell(mistake, told, prints, tmp_path, monkeypatch):
     whole = order.train_batches
-    few = lambda *given: itertools.islice(whole(*given), 50)
+    few = lambda *given: itertools.islice(whole(*given), 51)  # One step late.
     monkeypatch.setattr(order, "train_batches", few)
     train.run(digits(**mistake), str(tmp_path))
     found, compared = examined(tmp_path, prints)
-    assert STEP in compared
+    assert STEP in compared and "but no loss" not in compared
     assert bool(found) == bool(told), found
     assert all(any(words in each for each in found) for words in told), found
 
@@ -167,3 +167,9 @@ def test_a_range_covers_the_seeds():
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert cli.main(["doctor", str(tmp_path)]) == 2
     assert "is not the workdir of a run" in capsys.readouterr().err
+
+
+def test_nothing_is_claimed_before_a_step_can_be_compared(prints):
+    said, compared = fingerprint.compare(digits(), [dict(step=10, loss=9.0)], prints)
+    assert not said
+    assert compared == f"{STEP} is like it, but no loss of step 50 or so was logged"

@@ -150,10 +150,12 @@ def chain_sections(config, workdir, said, sheets) -> list[page.Section]:
             [
                 page.table(
                     *said["steps"],
-                    f"{first}/STEP/DONE and config.json; seconds from {SECONDS}.",
+                    f"{first}/STEP/DONE and config.json, {SECONDS}.",
                 ),
-                page.text(f"{said['length']} {said['environment']}."),
-                page.text("", "environment.json of the chain."),
+                page.text(
+                    f"{said['length']} {said['environment']}.",
+                    f"{SECONDS} and environment.json of the chain.",
+                ),
             ],
         ),
         page.Section("Configs", sections.configs(runs)),

@@ -197,7 +197,9 @@ def analysis_of(workdir: str) -> tuple[dict, str]:
     if not os.path.exists(path):
         return {}, ""
     found = central.read_json(path)
-    return found, f"{analyse.FILE}, made on {versions(found['environment'])}."
+    models = [os.path.relpath(each["workdir"], workdir) for each in found["models"]]
+    made = f"{analyse.FILE}, of {', '.join(models)}, made on "
+    return found, f"{made}{versions(found['environment'])}."
 
 
 def analysis_sections(workdir: str) -> list[page.Section]:

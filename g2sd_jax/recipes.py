@@ -35,7 +35,7 @@ def load(spec: str, overrides: Mapping | None = None) -> ConfigDict:
         overrides: values by key (`{"optim.lr": 1e-3}` or nested), each of the type the
             key has; text stands for the value it spells, as on the command line.
     """
-    return _changed(_open(spec), overrides)
+    return changed(_open(spec), overrides)
 
 
 def of_run(workdir: str, overrides: Mapping | None = None) -> ConfigDict:
@@ -47,10 +47,11 @@ def of_run(workdir: str, overrides: Mapping | None = None) -> ConfigDict:
             "--workdir that g2sd train was given, or a step's folder of a chain's."
         )
     config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    return _changed(config, overrides)
+    return changed(config, overrides)
 
 
-def _changed(config: ConfigDict, overrides: Mapping | None) -> ConfigDict:
+def changed(config: ConfigDict, overrides: Mapping | None) -> ConfigDict:
+    """`config` itself with keys of it set as `load` does, locked."""
     for key, value in core.flatten(overrides or {}).items():
         _override(config, key, value)
     return config.lock()

@@ -14,8 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from g2sd_jax import cli, core, recipes
-from g2sd_jax.data import source
-from g2sd_jax.tools import fingerprint, sections
+from g2sd_jax.data import order, source
+from g2sd_jax.tools import fingerprint, finished, sections
 
 PICTURES = 256  # That mean and standard deviation are measured on.
 NOTHING = 0.9  # Share of the error of a decoder that knows nothing.
@@ -50,9 +50,8 @@ def main(argv: Sequence[str]) -> int:
         fingerprint.record(args.workdir, args.record)
         print(f"written to {args.record}")
         return 0
-    patient = Patient(
-        args.workdir, recipes.of_run(args.workdir), sections.rows_of(args.workdir)
-    )
+    rows = sections.rows_of(args.workdir)
+    patient = Patient(args.workdir, finished.config_of(args.workdir), rows)
     found, compared = examine(patient, fingerprint.shipped())
     for sentence in found:
         print(f"- {sentence}")
@@ -118,7 +117,8 @@ def statistics(patient: Patient) -> list[str]:
         config.data.limit = PICTURES
     data = config.data
     pictures = source.load(config, data.train_split, evaluate=True)
-    image = pictures.fetch(np.arange(pictures.count))["image"] / 255.0
+    batch, _ = next(order.eval_batches(pictures, min(PICTURES, pictures.count)))
+    image = batch["image"][batch["valid"]] / 255.0
     mean, std = image.mean(axis=(0, 1, 2)), image.std(axis=(0, 1, 2))
     centre = (mean - np.array(data.mean)) / np.array(data.std)
     spread = std / np.array(data.std)

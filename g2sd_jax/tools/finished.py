@@ -130,11 +130,38 @@ def chain_config(path: str) -> ConfigDict:
 
 def config_of(workdir: str, overrides=None) -> ConfigDict:
     """The config of the run in `workdir`."""
-    config = recipes.of_run(workdir, overrides)
+    config = recipes.of_run(workdir)
     if "stage" not in config:
         step = os.path.join(workdir, f"seed{config.seeds[0]}", next(iter(config.steps)))
         raise ValueError(
             f"{workdir} is a chain's folder; name one of its steps, such as {step}."
+        )
+    return recipes.changed(completed(config, workdir), overrides)
+
+
+def completed(config: ConfigDict, workdir: str) -> ConfigDict:
+    """An older run's config with the keys that recipes were given since then."""
+    today = core.flatten(recipes.load(config.stage).to_dict())
+    mine = core.flatten(config.to_dict())
+    # Only of groups it has: a run without a decoder is not to get one.
+    groups = {key.rpartition(".")[0] for key in mine}
+    added = {
+        key: value
+        for key, value in today.items()
+        if key not in mine and key.rpartition(".")[0] in groups
+        if not key.startswith(("model.", "teacher.model.", "optim.", "distill."))
+    }
+    with config.unlocked():
+        for key, value in added.items():
+            *path, leaf = key.split(".")
+            group = config
+            for name in path:
+                group = group[name]
+            group[leaf] = value
+    if added:
+        metrics.say(
+            f"{workdir}/config.json is older than {', '.join(sorted(added))}: taken as "
+            f"the recipe {config.stage} has them"
         )
     return config
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from g2sd_jax import cli, core
-from g2sd_jax.data import pictures
+from g2sd_jax.data import files
 from g2sd_jax.tools import finished
 
 FIRST = 5  # Classes that are printed.
@@ -67,7 +67,7 @@ def batches(model: finished.Finished, images: Sequence[str], whole: bool = False
     rows = len(images) if whole else min(config.batch, len(images))
     for first in range(0, len(images), rows):
         chosen = images[first : first + rows]
-        image = pictures.read(chosen, config.model.image_size, config.model.channels)
+        image = files.read(config, chosen)
         at = np.minimum(np.arange(rows), len(chosen) - 1)
         valid = np.arange(rows) < len(chosen)
         yield dict(image=image[at], valid=valid, index=at.astype(np.int32)), chosen

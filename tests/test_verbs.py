@@ -11,7 +11,7 @@ import safetensors.numpy
 from PIL import Image
 from scipy import special
 
-from g2sd_jax import checkpoint, cli, train
+from g2sd_jax import checkpoint, cli, stages, train
 from g2sd_jax.data import source
 from g2sd_jax.models import features
 from g2sd_jax.ops import augment
@@ -269,3 +269,36 @@ def test_a_head_of_other_classes_is_refused(theirs, told):
         checkpoint.check_classes(weights, ("cat", "dog"), "config.teacher.checkpoint")
     assert told in str(error.value)
     assert str(error.value).startswith("config.teacher.checkpoint='runs/t' was trained")
+
+
+def test_a_run_asks_its_teacher_for_the_names_of_its_classes(workdirs, tmp_path):
+    weights = checkpoint.read(workdirs["mae"], "--workdir")
+    arrays = {key: np.ascontiguousarray(x) for key, x in weights.arrays.items()}
+    path = str(tmp_path / "teacher.safetensors")
+    config = fingerprint.config_of("chains/digits", "g2sd")
+    for key in ("width", "depth", "heads"):
+        config.teacher.model[key] = config.model[key]
+    config.teacher.checkpoint = path
+    for names in ("0123456789", "0123456798"):
+        describe = dict(weights.describe, class_names=tuple(names))
+        meta = {"g2sd_jax": json.dumps(describe)}
+        safetensors.numpy.save_file(arrays, path, metadata=meta)
+        if names == "0123456789":
+            assert "head" in stages.build(config).frozen()["params"]
+            continue
+        with pytest.raises(
+            ValueError, match="its label 8 is '9', that of the data '8'"
+        ):
+            stages.build(config).frozen()
+
+
+def test_an_older_config_is_completed_and_it_is_said(workdirs, tmp_path, capsys):
+    with open(f"{workdirs['mae']}/config.json") as file:
+        config = json.load(file)
+    del config["data"]["class_list"], config["augment"]["erase"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = finished.config_of(str(tmp_path), {"data.limit": 7})
+    assert (found.data.class_list, found.augment.erase) == ("", 0.25)
+    assert found.data.limit == 7
+    said = capsys.readouterr().out
+    assert "is older than augment.erase, data.class_list: taken as the recipe" in said

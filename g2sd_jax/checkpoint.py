@@ -55,9 +55,18 @@ class Manager:
 
     def restore_params(self) -> tuple[dict, dict]:
         """Parameters as numpy and the description, without knowing the config."""
+        found, describe = self._restore_parts("params")
+        return found["params"], describe
+
+    def restore_variables(self) -> tuple[dict, dict]:
+        """The same with the model's state (batch statistics), as a model takes them."""
+        found, describe = self._restore_parts("params", "model_state")
+        return {"params": found["params"], **found["model_state"]}, describe
+
+    def _restore_parts(self, *parts):
         step = self.latest()
-        params = self._orbax.item_metadata(step)["state"].tree["params"]
-        wanted = {"params": jax.tree.map(lambda _: 0, params)}
+        held = self._orbax.item_metadata(step)["state"].tree
+        wanted = {part: jax.tree.map(lambda _: 0, held[part]) for part in parts}
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(
             item=wanted,
@@ -66,7 +75,7 @@ class Manager:
         )
         items = ocp.args.Composite(state=args, describe=ocp.args.JsonRestore())
         found = self._orbax.restore(step, args=items)
-        return found["state"]["params"], found["describe"]
+        return found["state"], found["describe"]
 
     def close(self) -> None:
         self._orbax.wait_until_finished()
@@ -107,6 +116,13 @@ def read(path: str, key: str) -> Weights:
     if os.path.isfile(path):
         arrays, describe = importers.read(path, key)
         return Weights(path, arrays, describe)
+    params, describe = _restored(path, key, Manager.restore_params)
+    grid = describe["grid"] if describe.get("kind") == "mae" else None
+    return Weights(path, torch_names.to_torch(params, grid), describe)
+
+
+def _restored(path: str, key: str, restore: Callable):
+    """What `restore` takes from the newest checkpoint of the workdir `path`."""
     if not os.path.isdir(path):
         raise ValueError(f"{key}={path!r} does not exist; name a workdir or a file.")
     if not os.path.isdir(os.path.join(path, FOLDER)):
@@ -118,11 +134,36 @@ def read(path: str, key: str) -> Weights:
     try:
         if manager.latest() is None:
             raise ValueError(f"{key}={path!r} holds no complete checkpoint yet.")
-        params, describe = manager.restore_params()
+        return restore(manager)
     finally:
         manager.close()
-    grid = describe["grid"] if describe.get("kind") == "mae" else None
-    return Weights(path, torch_names.to_torch(params, grid), describe)
+
+
+def run_variables(path: str, shapes: Mapping, key: str) -> tuple[dict, dict]:
+    """All variables of a run as they are, and its description.
+
+    Args:
+        path: a workdir.
+        shapes: what the run's stage starts from; the variables must be shaped alike.
+        key: the option to name in errors.
+    """
+    variables, describe = _restored(path, key, Manager.restore_variables)
+    mine, theirs = core.flatten(shapes), core.flatten(variables)
+    differ = [
+        f"{name} is {_shape(theirs, name)}, expected {_shape(mine, name)}"
+        for name in sorted(mine.keys() | theirs.keys())
+        if _shape(mine, name) != _shape(theirs, name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{key}={path!r} does not fit its config ({_few(differ)}); leave "
+            "config.model and config.data.classes as the run had them."
+        )
+    return variables, describe
+
+
+def _shape(leaves, name):
+    return tuple(leaves[name].shape) if name in leaves else "absent"
 
 
 def check_pictures(weights: Weights, config, key: str) -> None:
@@ -139,6 +180,29 @@ def check_pictures(weights: Weights, config, key: str) -> None:
                 f"{tuple(config.data[name])}; set --config.data.{name}="
                 f"{','.join(map(str, theirs))}."
             )
+
+
+def check_classes(weights: Weights, names: Sequence[str], key: str) -> None:
+    """Refuses a head whose classes are others than the data's, or in another order.
+
+    Foreign files do not name theirs, nor do some data sets.
+    """
+    theirs = tuple(weights.describe.get("class_names") or ())
+    names = tuple(names)
+    if not theirs or not names or theirs == names:
+        return
+    if len(theirs) == len(names):
+        label = next(i for i in range(len(names)) if theirs[i] != names[i])
+        told = (
+            f"its label {label} is {theirs[label]!r}, that of the data {names[label]!r}"
+        )
+    else:
+        told = f"it knows {len(theirs)} classes ({_few(theirs)}), the data {len(names)}"
+    raise ValueError(
+        f"{key}={weights.source!r} was trained on other classes: {told}. Its answers "
+        "would be taken for others; use a teacher of these classes, or the classes of "
+        "this teacher in the same order."
+    )
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> set[str]:

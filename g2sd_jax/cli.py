@@ -18,6 +18,20 @@ VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
     "plan": ("g2sd_jax.tools.plan", "compile a recipe's step for a TPU, without one"),
     "prepare": ("g2sd_jax.tools.prepare", "pack pictures for fast reading"),
     "chain": ("g2sd_jax.tools.chain", "train a chain of stages and write its report"),
+    "evaluate": ("g2sd_jax.tools.evaluate", "judge a finished model, class by class"),
+    "predict": ("g2sd_jax.tools.predict", "say what pictures show"),
+    "reconstruct": ("g2sd_jax.tools.reconstruct", "draw what an autoencoder guesses"),
+    "embed": ("g2sd_jax.tools.embed", "write the features of pictures to a file"),
+    "probe": (
+        "g2sd_jax.tools.probe",
+        "judge features by neighbours and a linear layer",
+    ),
+    "analyse": ("g2sd_jax.tools.analyse", "compare models: occlusion, CKA, throughput"),
+    "report": (
+        "g2sd_jax.tools.report",
+        "make one page of one run, several, or a chain",
+    ),
+    "doctor": ("g2sd_jax.tools.doctor", "say what looks wrong with a run"),
 }
 
 

@@ -76,6 +76,7 @@ class Task(NamedTuple):
     evaluators: Mapping  # name -> Evaluator
     warm_start: Callable = identity  # variables -> variables of an earlier stage
     describe: Mapping = {}
+    classes: Callable = tuple  # () -> names of the data's classes, () where unnamed
 
 
 class Evaluator(NamedTuple):
@@ -92,6 +93,8 @@ class Evaluator(NamedTuple):
     update: Callable  # (state, outputs, examples) -> state, own examples only
     merge: Callable  # [state, ...] of all hosts -> state
     finish: Callable  # state -> {metric: float}
+    frozen: bool = False  # whether `predict` looks at what the stage froze
+    confusion: Callable | None = None  # state -> [C, C] counts, one row per true class
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -6,6 +6,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import json
 import pathlib
 import runpy
 import sys
@@ -34,7 +35,23 @@ def load(spec: str, overrides: Mapping | None = None) -> ConfigDict:
         overrides: values by key (`{"optim.lr": 1e-3}` or nested), each of the type the
             key has; text stands for the value it spells, as on the command line.
     """
-    config = _open(spec)
+    return changed(_open(spec), overrides)
+
+
+def of_run(workdir: str, overrides: Mapping | None = None) -> ConfigDict:
+    """The config a run left in its workdir, with keys of it set; locked."""
+    path = pathlib.Path(workdir, "config.json")
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir} is not the workdir of a run: it has no {path.name}; name the "
+            "--workdir that g2sd train was given, or a step's folder of a chain's."
+        )
+    config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    return changed(config, overrides)
+
+
+def changed(config: ConfigDict, overrides: Mapping | None) -> ConfigDict:
+    """`config` itself with keys of it set as `load` does, locked."""
     for key, value in core.flatten(overrides or {}).items():
         _override(config, key, value)
     return config.lock()
@@ -51,6 +68,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         metavar="RECIPE",
         help="PATH.py or one of " + ", ".join(names()) + "; then :arguments, if any",
     )
+    rest, overrides = split(parser, argv)
+    args = parser.parse_args(rest)
+    args.config = load(args.config, overrides)
+    return args
+
+
+def split(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list, dict]:
+    """The arguments that are the parser's own, and the `--config.KEY=VALUE` by key."""
     parser.epilog = (
         "--config.KEY=VALUE changes a key of the recipe, e.g. --config.seed=1"
     )
@@ -65,9 +90,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         if value is None:
             raise ValueError(f"{item} has no value; write {item}=VALUE")
         overrides[key] = value
-    args = parser.parse_args(rest)
-    args.config = load(args.config, overrides)
-    return args
+    return rest, overrides
 
 
 def _shipped() -> dict[str, pathlib.Path]:

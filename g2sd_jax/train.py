@@ -55,7 +55,7 @@ def run(config, workdir: str) -> dict:
         next(iter(evaluator.batches()), None)
 
     # What is not trained: loaded first, so that a wrong teacher is told at once.
-    frozen = frozen_variables(stage, config, example, mesh)
+    frozen, known = frozen_variables(stage, config, example, mesh)
 
     # State: shapes before arrays, then born in the right place.
     program = stepping.build(config, stage, mesh, example)
@@ -87,6 +87,8 @@ def run(config, workdir: str) -> dict:
     feed = feeds.Feed(batches, place, config.data.prefetch, meter)
     clock, late = clocks.Clock(config.batch, feed), metrics.Late()
     watch = Watch(policy, config, total, writer, clock)
+    if known and not start:
+        writer.write(0, known)
     judge = evaluation(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
     try:
@@ -123,18 +125,23 @@ def last_losses(workdir: str) -> dict:
 
 
 def frozen_variables(stage: core.Stage, config, example, mesh):
-    """What never changes: loaded whole, measured, then only what the loss needs."""
+    """What never changes: loaded whole, measured, then only what the loss needs.
+
+    Returns:
+        The frozen variables, placed, and what was measured of them.
+    """
     frozen = stage.frozen()
     if not frozen:
-        return {}
+        return {}, {}
     batch = parallel.to_global(example, mesh)
     # Measured from the host's copy: the part that is not needed is never placed twice.
     found = jax.device_get(jax.jit(stage.probe)(frozen, batch))
+    found = {name: float(value) for name, value in found.items()}
     for name, value in found.items():
-        metrics.say(f"{name}: {float(value):.4g} (measured before step 0)")
+        metrics.say(f"{name}: {value:.4g} (measured before step 0)")
     dtype = layers.machine(config)["dtype"]
     frozen = parallel.cast(stage.trim(frozen), dtype)
-    return parallel.place(frozen, parallel.shardings(frozen, mesh))
+    return parallel.place(frozen, parallel.shardings(frozen, mesh)), found
 
 
 class Watch:
@@ -175,23 +182,15 @@ class Watch:
 def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
     """(step, variables, frozen) -> metrics of every evaluator, logged."""
     predicts = {
-        # Every output is split by rows only, or a host could not find its own again.
-        name: jax.jit(evaluator.predict, out_shardings=parallel.batch_sharding(mesh))
-        for name, evaluator in stage.evaluators.items()
+        name: compiled(evaluator, mesh) for name, evaluator in stage.evaluators.items()
     }
 
     def judge(step, variables, frozen) -> dict:
         found = {}
         with clock.paused():
             for name, evaluator in stage.evaluators.items():
-                state = evaluator.start()
-                for batch, examples in evaluator.batches():
-                    batch = parallel.to_global(batch, mesh)
-                    outputs = predicts[name](variables, frozen, batch)
-                    state = evaluator.update(
-                        state, parallel.to_local(outputs), examples
-                    )
-                state = evaluator.merge(parallel.gather_states(state))
+                predict = predicts[name]
+                state = fold(evaluator, predict, mesh, variables, frozen)
                 scores = evaluator.finish(state)
                 found |= {f"{name}/{key}": value for key, value in scores.items()}
             if found:
@@ -199,3 +198,18 @@ def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
         return found
 
     return judge
+
+
+def compiled(evaluator: core.Evaluator, mesh) -> Callable:
+    """The evaluator's `predict`, jitted."""
+    # Every output is split by rows only, or a host could not find its own again.
+    return jax.jit(evaluator.predict, out_shardings=parallel.batch_sharding(mesh))
+
+
+def fold(evaluator: core.Evaluator, predict: Callable, mesh, variables, frozen):
+    """The state after every example, of all hosts; `predict` is of `compiled`."""
+    state = evaluator.start()
+    for batch, examples in evaluator.batches():
+        outputs = predict(variables, frozen, parallel.to_global(batch, mesh))
+        state = evaluator.update(state, parallel.to_local(outputs), examples)
+    return evaluator.merge(parallel.gather_states(state))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import cli, recipes
 from g2sd_jax.losses import masked
-from g2sd_jax.tools import chain, report
+from g2sd_jax.tools import central, chain, plots, reconstruct, report, speed
 
 SMOKE = "chains/digits:smoke,steps=2"
 
@@ -157,6 +157,10 @@ def test_report_has_every_row_and_picture(finished):
     assert "of 599 held-out examples" in text
     assert "not expected\nto add" in text or "not expected to add" in text
     assert text.count("seed cannot tell") == 4
+    html = (workdir / "report.html").read_text()
+    assert f'<td class="number">{done["eval/top1"]:.2f}</td>' in html
+    assert html.count('src="data:image/') == 2
+    assert "http" not in html.replace("http://www.w3.org", "")
     for picture in ("losses.png", "reconstructions.png"):
         assert f"]({picture})" in text
         assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
@@ -193,7 +197,7 @@ def test_a_workdir_of_another_chain_is_refused(finished, capsys):
 
 
 def row(method, *top1, params=15_000, generic="no", specific="no"):
-    return report.Row(method, params, 2.0, generic, specific, top1)
+    return central.Row(method, params, 2.0, generic, specific, top1)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def row(method, *top1, params=15_000, generic="no", specific="no"):
     ],
 )
 def test_effects_are_judged_by_the_seeds(one, other, told):
-    said = report.effect("Both", row("G2SD", *one), row("MAE", *other))
+    said = central.effect("Both", row("G2SD", *one), row("MAE", *other))
     assert said.startswith("**Both** (G2SD over MAE): ")
     assert told in said
 
@@ -227,9 +231,9 @@ def test_effects_compare_what_the_table_has():
         row("MAE", 95),
         row("G2SD", 97, generic="yes", specific="yes"),
     ]
-    assert len(report.effects(rows)) == 1
+    assert len(central.effects(rows)) == 1
     rows.append(row("plain", 96, generic="yes"))
-    said = report.effects(rows)
+    said = central.effects(rows)
     assert len(said) == 3
     assert said[0].startswith("**Generic distillation** (plain over MAE): +1.00")
     assert said[1].startswith("**Specific distillation after it** (G2SD over plain)")
@@ -237,7 +241,7 @@ def test_effects_compare_what_the_table_has():
 
 def test_central_table_shares_and_units():
     rows = [row("teacher", 99.0, 97.0, params=2_500_000), row("MAE", 49.0, 49.0)]
-    lines = report.central_table(rows).split("\n")
+    lines = central.markdown(*central.table(rows)).split("\n")
     assert lines[0].startswith("| method | params (M) |")
     assert "| 2.50 | " in lines[2]
     assert "| 98.00 ± 1.41 | 99.0, 97.0 | 100.0 % |" in lines[2]
@@ -247,13 +251,13 @@ def test_central_table_shares_and_units():
 def test_denormalise_undoes_the_target(rng):
     truth = rng.uniform(size=(2, 5, 16)).astype(np.float32)
     guess = masked.normalise_patches(truth)
-    np.testing.assert_allclose(report.denormalise(guess, truth), truth, atol=1e-5)
+    np.testing.assert_allclose(reconstruct.denormalise(guess, truth), truth, atol=1e-5)
 
 
 def test_throughput_takes_turns():
     calls = []
     predicts = [lambda name=name: calls.append(name) or name for name in (0.0, 1.0)]
-    speeds = report.throughput(predicts, turns=3, calls=2)
+    speeds = speed.throughput(predicts, turns=3, calls=2)
     assert speeds.shape == (2, 3)
     assert (speeds > 0).all()
     assert calls == [0.0, 1.0, *[0.0, 0.0, 1.0, 1.0] * 3]
@@ -262,7 +266,7 @@ def test_throughput_takes_turns():
 def test_losses_of_a_short_run_are_drawn(tmp_path):
     curves = {"a": {"seed 0": np.zeros((0, 2))}, "b": {"seed 0": np.ones((3, 2))}}
     path = os.path.join(tmp_path, "losses.png")
-    report.draw_losses(curves).savefig(path)
+    plots.curves(curves, dict.fromkeys(curves, "loss")).savefig(path)
     assert os.path.getsize(path) > 0
 
 

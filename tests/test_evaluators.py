@@ -62,7 +62,7 @@ def test_top1_counts_every_example_once(hosts):
     def batches(host=0, hosts=1):
         return order.eval_batches(dataset, BATCH, host, hosts)
 
-    evaluator = classification.top1(predict, batches)
+    evaluator = classification.top1(predict, batches, CLASSES)
     found = folded(evaluator, hosts, batches)
     assert found["top1"] == pytest.approx(100 * 11 / 21)
     assert (found["top5"], found["count"]) == (100.0, 21)

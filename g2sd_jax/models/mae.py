@@ -253,10 +253,14 @@ def encoder(model: Mae) -> Mae:
 
 def features(model: Mae, variables: dict, image: jax.Array) -> jax.Array:
     """[B, D] mean of the normed patch tokens, every patch visible; float32."""
-    count = model.grid[0] * model.grid[1]
-    everything = jnp.tile(jnp.arange(count)[None], (len(image), 1))
-    masking = patches.Masking(everything, everything, jnp.zeros(everything.shape))
+    masking = everything(model, len(image))
     return model.apply(variables, image, masking).latent[:, 1:].mean(axis=1)
+
+
+def everything(model: Mae, count: int) -> patches.Masking:
+    """The masking of `count` pictures that hides nothing."""
+    ids = jnp.tile(jnp.arange(model.grid[0] * model.grid[1])[None], (count, 1))
+    return patches.Masking(ids, ids, jnp.zeros(ids.shape))
 
 
 def trim(variables: dict, model: Mae) -> dict:

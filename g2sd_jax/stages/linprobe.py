@@ -83,12 +83,13 @@ def build(config) -> core.Stage:
         )
 
     batches = classification.eval_batches(config)
+    evaluator = classification.top1(predict, batches, config.data.classes)
     return core.Stage(
         init,
         draw,
         loss,
         frozen,
         augment=lambda batch, draws: augment.prepare(batch, draws, spec),
-        evaluators={"eval": classification.top1(predict, batches)},
+        evaluators={"eval": evaluator._replace(frozen=True)},
         describe=dict(vit.describe(config), kind="probe"),
     )

@@ -80,6 +80,8 @@ def build(config) -> core.Stage:
         if weights is not None:
             check_teacher(weights)
             checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            names = task.classes()
+            checkpoint.check_classes(weights, names, "config.teacher.checkpoint")
         return lambda key: vit.init(teacher, key)
 
     def probe(frozen, batch):

@@ -12,6 +12,7 @@ from g2sd_jax.data import order, source
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
+from g2sd_jax.tasks import confusion
 
 # Of a pre-training file, a classifier has no use for these.
 PRETRAINING = (
@@ -32,6 +33,7 @@ def build(config) -> core.Task:
     model = vit.classifier(config.model, config.data.classes, **layers.machine(config))
     spec = augment.spec(config, train=True)
     plain = augment.spec(config, train=False)
+    held_out = eval_split(config)
 
     def init(key, batch):
         return vit.init(model, key)
@@ -62,9 +64,12 @@ def build(config) -> core.Task:
         forward=forward,
         terms=terms,
         augment=lambda batch, draws: augment.prepare(batch, draws, spec),
-        evaluators={"eval": top1(predict, eval_batches(config))},
+        evaluators={
+            "eval": top1(predict, batches_of(held_out, config), config.data.classes)
+        },
         warm_start=lambda variables: warm_start(variables, config, model),
         describe=vit.describe(config),
+        classes=lambda: held_out().classes,
     )
 
 
@@ -87,12 +92,20 @@ def warm_start(variables, config, model: vit.Vit):
     )
 
 
-def eval_batches(config):
-    """() -> batches of the evaluation split, which is loaded once, when first asked."""
+def eval_split(config):
+    """() -> the evaluation split, which is loaded once, when first asked."""
+    return functools.cache(
+        lambda: source.load(config, config.data.eval_split, evaluate=True)
+    )
 
-    @functools.cache
-    def dataset():
-        return source.load(config, config.data.eval_split, evaluate=True)
+
+def eval_batches(config):
+    """() -> batches of the evaluation split."""
+    return batches_of(eval_split(config), config)
+
+
+def batches_of(dataset, config):
+    """() -> batches of `dataset()`, this process's share."""
 
     def batches():
         hosts = jax.process_index(), jax.process_count()
@@ -101,36 +114,48 @@ def eval_batches(config):
     return batches
 
 
-def top1(predict, batches) -> core.Evaluator:
-    """Counts of right first, and right among the first five, answers."""
+def top1(predict, batches, classes: int) -> core.Evaluator:
+    """Shares of right first, and right among the first five, answers.
+
+    What was answered is kept for every example: little, and a table can be made of it.
+    """
+    empty = dict(label=np.int32, first=np.int32, among5=bool)
 
     def start():
-        return dict(top1=np.int64(0), top5=np.int64(0), count=np.int64(0))
+        return {key: np.zeros(0, kind) for key, kind in empty.items()}
 
     def update(state, outputs, examples):
-        labels = np.array([example["label"] for example in examples], np.int64)
-        logits = outputs["logits"][: len(labels)]
+        label = np.array([example["label"] for example in examples], np.int32)
+        logits = outputs["logits"][: len(label)]
         if examples and "among" in examples[0]:  # Not all classes: `data/classes.py`.
             allowed = examples[0]["among"]
             elsewhere = np.full_like(logits, -np.inf)
             elsewhere[:, allowed] = logits[:, allowed]
             logits = elsewhere
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-        right = best == labels[:, None]
-        return dict(
-            top1=state["top1"] + right[:, :1].sum(),
-            top5=state["top5"] + right.sum(),
-            count=state["count"] + len(labels),
-        )
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :5].astype(np.int32)
+        among5 = (best == label[:, None]).any(axis=1)
+        found = dict(label=label, first=best[:, 0], among5=among5)
+        return {key: np.concatenate([state[key], found[key]]) for key in state}
 
     def merge(states):
-        return {key: sum(state[key] for state in states) for key in start()}
+        return {key: np.concatenate([s[key] for s in states]) for key in start()}
 
     def finish(state):
         return {
-            "top1": 100.0 * float(state["top1"] / state["count"]),
-            "top5": 100.0 * float(state["top5"] / state["count"]),
-            "count": int(state["count"]),
+            "top1": 100.0 * float(np.mean(state["first"] == state["label"])),
+            "top5": 100.0 * float(np.mean(state["among5"])),
+            "count": len(state["label"]),
         }
 
-    return core.Evaluator(batches, predict, start, update, merge, finish)
+    return core.Evaluator(
+        batches,
+        predict,
+        start,
+        update,
+        merge,
+        finish,
+        # A label of 255 is a class like any other here.
+        confusion=lambda state: confusion.table(
+            state["first"], state["label"], classes
+        ),
+    )

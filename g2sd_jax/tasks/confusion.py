@@ -1,6 +1,6 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Per-pixel confusion counts over label maps of any size, and the scores they give."""
+"""Confusion counts, of pixels over label maps of any size, and what they tell."""
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,12 @@ def counts(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray
         classes: C.
     """
     known = truth != IGNORED
-    pairs = truth[known].astype(np.int64) * classes + predicted[known]
+    return table(predicted[known], truth[known], classes)
+
+
+def table(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """[C, C] counts by true class (row) and predicted class (column); none ignored."""
+    pairs = truth.astype(np.int64) * classes + predicted
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
@@ -52,7 +57,15 @@ def evaluator(predict, batches, classes: int) -> core.Evaluator:
     def finish(state):
         return scores(state["confusion"])
 
-    return core.Evaluator(batches, predict, start, update, merge, finish)
+    return core.Evaluator(
+        batches,
+        predict,
+        start,
+        update,
+        merge,
+        finish,
+        confusion=lambda state: state["confusion"],
+    )
 
 
 def scores(confusion: np.ndarray) -> dict:
@@ -65,3 +78,38 @@ def scores(confusion: np.ndarray) -> dict:
         "mAcc": 100.0 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
         "aAcc": 100.0 * float(hit.sum() / max(confusion.sum(), 1)),
     }
+
+
+def per_class(confusion: np.ndarray, names=()) -> list[dict]:
+    """One row per class: how often it is found, and what it is taken for.
+
+    Args:
+        confusion: [C, C] counts by true class (row) and predicted class (column).
+        names: of the classes, () where they have none.
+    Returns:
+        Dicts of `class`, `name`, `count`, `recall`, `precision`, `iou` in % (None
+        where nothing was there to count) and `mistaken_for`, the most frequent wrong
+        answer with its count, or None.
+    """
+    hit = np.diag(confusion)
+    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    wrong = confusion - np.diag(hit)
+    named = lambda label: str(names[label]) if len(names) else str(label)
+    share = lambda part, whole: 100.0 * float(part / whole) if whole else None
+    rows = []
+    for label in range(len(confusion)):
+        other = int(wrong[label].argmax())
+        rows.append(
+            {
+                "class": label,
+                "name": named(label),
+                "count": int(truth[label]),
+                "recall": share(hit[label], truth[label]),
+                "precision": share(hit[label], predicted[label]),
+                "iou": share(hit[label], truth[label] + predicted[label] - hit[label]),
+                "mistaken_for": [named(other), int(wrong[label, other])]
+                if wrong[label].any()
+                else None,
+            }
+        )
+    return rows

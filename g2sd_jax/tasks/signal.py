@@ -67,7 +67,7 @@ def mean_loss(config, stage: core.Stage, batches) -> core.Evaluator:
     def finish(state):
         return {"loss": float(state["total"] / state["count"])}
 
-    return core.Evaluator(batches, predict, start, update, merge, finish)
+    return core.Evaluator(batches, predict, start, update, merge, finish, frozen=True)
 
 
 def neighbours(config, student: mae.Mae, batches) -> core.Evaluator:

@@ -95,7 +95,7 @@ def measure(config, form: str, peak: float, trace: str = "") -> dict:
     parallel.check_batch(config, mesh)
     stage = stages.build(config)
     example = invented_batch(config)
-    frozen = train.frozen_variables(stage, config, example, mesh)
+    frozen, _ = train.frozen_variables(stage, config, example, mesh)
     program = stepping.build(config, stage, mesh, example)
     keys = program.keys()
     batch = parallel.to_global(example, mesh)

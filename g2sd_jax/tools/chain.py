@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import cli, core, recipes, train
 from g2sd_jax import workdir as folder
-from g2sd_jax.tools import report
+from g2sd_jax.tools import central, finished, report
 
 KEYS = ("seeds", "steps", "rows", "reconstructions", "title", "note")
 KEYS += ("cache_dir", "progress")
@@ -48,8 +48,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     workdir = os.path.abspath(workdir)
     steps = plan(config, workdir)  # All of them: a mistake is told before any training.
     folder.claim(identity(config), workdir)
+    if jax.process_index() == 0:  # For what asks a chain later.
+        folder.write_json(os.path.join(workdir, finished.CHAIN), folder.plain(config))
     path = os.path.join(workdir, report.SECONDS)
-    seconds = report.read_json(path) if os.path.exists(path) else {}
+    seconds = central.read_json(path) if os.path.exists(path) else {}
     for position, step in enumerate(steps, start=1):
         done = os.path.exists(os.path.join(step.workdir, train.DONE))
         told = "done before" if done else step.recipe
@@ -94,7 +96,7 @@ def plan(config: ConfigDict, workdir: str) -> list[Step]:
                 raise ValueError(f"step {name!r} of the chain: {spec} has no stage.")
             finished[name] = os.path.join(root, name)
             planned.append(Step(f"seed{seed}/{name}", spec, step, finished[name]))
-    report.check_rows(config)
+    central.check_rows(config)
     return planned
 
 

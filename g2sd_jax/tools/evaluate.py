@@ -1,0 +1,143 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""How good a finished model is: `g2sd evaluate --workdir=DIR`.
+
+The stage's own evaluators over the evaluation split, so classification and dense tasks
+look the same here; `--config.data.KEY=VALUE` judges on other data.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from g2sd_jax import cli, metrics, parallel, train
+from g2sd_jax import workdir as folder
+from g2sd_jax.tasks import confusion
+from g2sd_jax.tools import finished
+
+SHOWN = 20  # Classes whose rows are printed; the file has all.
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.Parser("evaluate")
+    parser.add_argument("--out", default="", help="file for all figures, as JSON")
+    args = finished.parse(parser, argv)
+    figures = evaluate(args.finished)
+    metrics.say(describe(figures))
+    if args.out and jax.process_index() == 0:
+        folder.write_json(args.out, figures)
+    return 0
+
+
+def evaluate(model: finished.Finished) -> dict:
+    """Every figure of every evaluator, with what it was measured on."""
+    if not model.stage.evaluators:
+        raise ValueError(
+            f"stage {model.config.stage} judges nothing as it is; set "
+            "--config.signal.loss=true or --config.signal.neighbours=20."
+        )
+    mesh = parallel.make_mesh(model.config.mesh)
+    variables = parallel.place(
+        model.variables, parallel.shardings(model.variables, mesh)
+    )
+    found = {}
+    for name, evaluator in model.stage.evaluators.items():
+        frozen = model.frozen(evaluator)
+        frozen = parallel.place(frozen, parallel.shardings(frozen, mesh))
+        watch = Stopwatch(evaluator.batches)
+        predict = train.compiled(evaluator, mesh)
+        timed = evaluator._replace(batches=watch)
+        state = train.fold(timed, predict, mesh, variables, frozen)
+        found[name] = dict(metrics=evaluator.finish(state), **watch.rate())
+        if evaluator.confusion:
+            names = model.describe.get("class_names") or ()
+            counts = evaluator.confusion(state)
+            if len(names) != len(counts):
+                names = ()
+            found[name]["confusion"] = counts.tolist()
+            found[name]["classes"] = confusion.per_class(counts, names)
+    return dict(
+        weights=model.source,
+        stage=model.config.stage,
+        params=model.params,
+        data=folder.plain(model.config.data),
+        evaluators=found,
+        environment=folder.environment(),
+    )
+
+
+class Stopwatch:
+    """Times all batches but the first, which is compiled for."""
+
+    def __init__(self, batches, now=time.perf_counter):
+        self._batches, self._now = batches, now
+        self._seen, self._began, self._ended = 0, None, None
+
+    def __call__(self):
+        for batch, examples in self._batches():
+            if self._began is not None:
+                self._seen += int(np.sum(batch["valid"]))
+            yield batch, examples
+            # Here again once the batch is judged, so its outputs have arrived.
+            self._ended = self._now()
+            self._began = self._began or self._ended
+
+    def rate(self) -> dict:
+        """`images_per_s` of this process, reading included; {} of a single batch."""
+        if not self._seen:
+            return {}
+        return {"images_per_s": self._seen / (self._ended - self._began)}
+
+
+def describe(figures: Mapping) -> str:
+    """The figures as lines for a reader."""
+    lines = [
+        f"{figures['weights']} ({figures['stage']}, {figures['params']:,} parameters) "
+        f"on split {figures['data']['eval_split']!r} of "
+        f"{figures['data']['path'] or figures['data']['source']}:"
+    ]
+    for name, found in figures["evaluators"].items():
+        told = {**found["metrics"]}
+        if "images_per_s" in found:
+            told["images_per_s"] = found["images_per_s"]
+        scores = ", ".join(f"{key} {value:.4g}" for key, value in told.items())
+        lines.append(f"  {name}: {scores}")
+        if "classes" in found:
+            lines += ["", *class_lines(found["classes"]), ""]
+            lines += matrix_lines(found["confusion"])
+    return "\n".join(lines)
+
+
+def class_lines(rows: Sequence[Mapping]) -> list[str]:
+    """The per-class table; of many classes, those that are found least often."""
+    shown, note = rows, []
+    if len(rows) > SHOWN:
+        known = [row for row in rows if row["recall"] is not None]
+        shown = sorted(known, key=lambda row: row["recall"])[:SHOWN]
+        note = [f"  (the {SHOWN} lowest of {len(rows)} classes; --out has all)"]
+    width = max(5, *(len(row["name"]) for row in shown)) if shown else 5
+    lines = [f"  {'class':{width}}   count  found %  right %  most often taken for"]
+    for row in shown:
+        found, right = (percent(row[key]) for key in ("recall", "precision"))
+        other = "{} ({})".format(*row["mistaken_for"]) if row["mistaken_for"] else ""
+        name, count = row["name"], row["count"]
+        lines.append(f"  {name:{width}}  {count:>6}  {found:>7}  {right:>7}  {other}")
+    return lines + note
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def matrix_lines(counts: Sequence[Sequence[int]]) -> list[str]:
+    """The confusion matrix, if it can be read."""
+    if len(counts) > SHOWN:
+        return []
+    width = 1 + max(len(str(value)) for row in counts for value in [*row, len(counts)])
+    lines = ["  confusion, one row per true class:"]
+    for label, row in enumerate(counts):
+        cells = "".join(f"{value:>{width}}" for value in row)
+        lines.append(f"  {label:>4}:{cells}")
+    return lines

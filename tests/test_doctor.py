@@ -1,0 +1,175 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Mistakes made on purpose, and what the doctor says of them."""
+
+import itertools
+
+import pytest
+
+import runs
+from g2sd_jax import cli, recipes, train
+from g2sd_jax.data import order
+from g2sd_jax.tools import doctor, fingerprint, sections
+
+STEP = "chains/digits student_mae"
+
+
+@pytest.fixture(scope="module")
+def prints():
+    return fingerprint.shipped()
+
+
+def examined(workdir, prints):
+    workdir = str(workdir)
+    config, rows = recipes.of_run(workdir), sections.rows_of(workdir)
+    return doctor.examine(doctor.Patient(workdir, config, rows), prints)
+
+
+def patient(stage, rows=(), steps=0, **changes):
+    config = runs.small(stage, **changes)
+    return doctor.Patient("runs/a", config, [dict(step=steps), *rows])
+
+
+def digits(**changes):
+    """The student's own pre-training, whose loss is told every fifty steps."""
+    config = fingerprint.config_of("chains/digits", "student_mae")
+    with config.unlocked():
+        config.progress = False
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ({}, []),
+        (
+            {"data.mean": (0.0,), "data.std": (1.0,), "target": "raw"},
+            [
+                "config.target=raw, where the recipe pretrain has normalised",
+                "the pictures have mean 0.30",
+                f"where {STEP} has 0.711 to 0.7487; the config differs",
+            ],
+        ),
+    ],
+)
+def test_fifty_steps_are_enough_to_tell(mistake, told, prints, tmp_path, monkeypatch):
+    whole = order.train_batches
+    few = lambda *given: itertools.islice(whole(*given), 51)  # One step late.
+    monkeypatch.setattr(order, "train_batches", few)
+    train.run(digits(**mistake), str(tmp_path))
+    found, compared = examined(tmp_path, prints)
+    assert STEP in compared and "but no loss" not in compared
+    assert bool(found) == bool(told), found
+    assert all(any(words in each for each in found) for words in told), found
+
+
+@pytest.mark.slow
+def test_a_teacher_without_a_trained_decoder_is_named(prints, tmp_path):
+    """What a file without decoder gave the authors: one that was drawn at random."""
+    whole = runs.small("generic_distill").teacher.model
+    undone = runs.small("pretrain", model=whole, total_steps=1)
+    train.run(undone, str(tmp_path / "teacher"))
+    config = runs.small("generic_distill", total_steps=2)
+    config.teacher.checkpoint = str(tmp_path / "teacher")
+    train.run(config, str(tmp_path / "student"))
+    (said, *_), _ = examined(tmp_path / "student", prints)
+    assert said.startswith("the teacher reconstructs with an error of ")
+    assert "has no trained decoder" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("teacher/reconstruction_error", 0.95, "error of 0.95 on normalised pixels"),
+        ("teacher/reconstruction_error", 0.21, ""),
+    ],
+)
+def test_a_generic_teacher_is_judged_by_its_error(key, value, told):
+    sick = patient("generic_distill", [{"step": 0, key: value}])
+    sick.config.teacher.checkpoint = "runs/teacher"
+    assert told in "".join(doctor.teacher(sick))
+    assert bool(doctor.teacher(sick)) == bool(told)
+
+
+def test_a_specific_teacher_is_judged_by_its_answers():
+    for right, sick in ((39.0, True), (41.0, False)):  # Of five classes.
+        row = {"step": 0, "teacher/top1_of_first_batch": right}
+        seen = patient("specific_cls", [row])
+        seen.config.teacher.checkpoint = "runs/teacher"
+        assert bool(doctor.teacher(seen)) == sick
+    untrained = patient("specific_cls")
+    assert "random:0 is an untrained teacher" in doctor.teacher(untrained)[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "top1", "told"),
+    [
+        (1.6, None, "guessing among 5 classes costs ln(5) = 1.61: the labels have not"),
+        (0.1, 21.0, "number their classes differently, or the labels are shuffled"),
+        (0.1, 90.0, ""),
+    ],
+)
+def test_shuffled_labels_are_told(loss, top1, told):
+    rows = [{"step": step, "loss/xent": loss} for step in range(100, 200)]
+    rows += [{"step": 200, "eval/top1": top1}] * (top1 is not None)
+    said = doctor.labels(patient("finetune", rows, steps=200))
+    assert told in "".join(said)
+    assert bool(said) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("lr", "batch", "told"),
+    [
+        (2.4e-3, 256, "rate is the recipe's for a batch of 4096; scaled with the bat"),
+        (1.5e-4, 4096, "the published base rate, which is per 256 examples; times"),
+        (2.4e-3, 4096, ""),
+        (1.5e-4, 256, ""),
+    ],
+)
+def test_a_rate_that_was_not_scaled_is_told(lr, batch, told):
+    config = recipes.load("pretrain", {"optim.lr": lr, "batch": batch})
+    said = doctor.rate(doctor.Patient("runs/a", config, []))
+    assert told in "".join(said)
+    assert bool(said) == bool(told)
+    if told:
+        assert f"{1.5e-4 * batch / 256:.3g}." in said[0]
+
+
+def test_published_values_of_imagenet(prints):
+    config = recipes.load("generic_distill")
+    epoch = 1_281_167 // 4096
+    stuck = [dict(step=11 * epoch, loss=0.2)]
+    (said,), _ = fingerprint.compare(config, stuck, prints)
+    assert said.startswith("loss is 0.2, and a healthy run has 0 to 0.1 after 10 epo")
+    assert fingerprint.compare(config, [dict(step=epoch, loss=0.2)], prints)[0] == []
+    healthy = [dict(step=11 * epoch, loss=0.03)]
+    assert fingerprint.compare(config, healthy, prints)[0] == []
+
+
+def test_every_fingerprint_is_of_a_step_that_exists(prints):
+    for chain, each in prints["measured"].items():
+        steps = {name for name, *_ in recipes.load(chain).steps}
+        assert set(each["steps"]) == steps
+        for step, found in each["steps"].items():
+            config = fingerprint.config_of(chain, step)
+            assert str(config.total_steps) in found["loss"]
+
+
+def test_a_range_covers_the_seeds():
+    runs_of = [[dict(step=50, loss=loss), dict(step=70, loss=1.0)] for loss in (3, 1)]
+    assert fingerprint.ranges(runs_of) == {"loss": {"50": [1.0, 3.0], "70": [1.0, 1.0]}}
+    outside = fingerprint.outside([dict(step=50, loss=3.8)], {50: (1.0, 3.0)})
+    assert outside == [(50, 3.8, (1.0, 3.0))]
+    assert not fingerprint.outside([dict(step=50, loss=3.7)], {50: (1.0, 3.0)})
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert cli.main(["doctor", str(tmp_path)]) == 2
+    assert "is not the workdir of a run" in capsys.readouterr().err
+
+
+def test_nothing_is_claimed_before_a_step_can_be_compared(prints):
+    said, compared = fingerprint.compare(digits(), [dict(step=10, loss=9.0)], prints)
+    assert not said
+    assert compared == f"{STEP} is like it, but no loss of step 50 or so was logged"

@@ -82,4 +82,5 @@ def warm_start(variables, config):
         return variables
     weights = checkpoint.read(config.init_from, "config.init_from")
     checkpoint.check_pictures(weights, config, "config.init_from")
+    checkpoint.check_heads(weights, config.model, "config.model")
     return checkpoint.graft(variables, weights, grid=vit.grid(config.model))

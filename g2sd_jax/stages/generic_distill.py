@@ -13,6 +13,8 @@ from g2sd_jax.weights import catalogue
 
 NEEDS = ("mask_ratio", "signal", "teacher", "distill")
 TOKENS = ("all", "masked", "visible")
+# The authors' students keep these without training them, unless a term asks for it.
+UNBUILT = (r"decoder_(norm|pred)\..*", r"encoderfeature_pred\..*")
 
 
 def build(config) -> core.Stage:
@@ -99,8 +101,10 @@ def build(config) -> core.Stage:
         frozen,
         probe,
         trim=lambda variables: mae.trim(variables, teacher),
-        warm_start=lambda variables: reconstruction.warm_start(variables, config),
         augment=lambda batch, draws: augment.prepare(batch, draws, spec),
+        warm_start=lambda variables: reconstruction.warm_start(
+            variables, config, UNBUILT
+        ),
         describe=mae.describe(config),
     )
     return stage._replace(evaluators=signal.evaluators(config, stage, student))

@@ -136,9 +136,12 @@ def flags(shape: Architecture, where: str = "config.model") -> str:
     if shape.image_size and shape.image_size != (224, 224):
         given["image_size"] = ",".join(map(str, shape.image_size))
     if shape.decoder:
-        given["decoder"] = f"dec{shape.decoder.width}d{shape.decoder.depth}b"
-    if shape.classes:
+        width, depth, heads = shape.decoder
+        given["decoder"] = f"dec{width}d{depth}b"
+        if heads is None or heads != mae.DECODER_HEADS.get(width):
+            given["dec_heads"] = heads or "?"
+    if shape.classes or shape.pool == "avg":
         given["pool"] = shape.pool
-        if shape.dist_token:
-            given["dist_token"] = True
+    if shape.dist_token:
+        given["dist_token"] = True
     return " ".join(f"--{where}.{key}={value}" for key, value in given.items())

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `g2sd inspect` says of weights, and how files that are none are refused."""
 
-import functools
 import json
 import re
 
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import finished
 import golden_files
-import runs
-from g2sd_jax import checkpoint, cli, stages
+from g2sd_jax import checkpoint, cli
 from g2sd_jax.models import vit
 from g2sd_jax.tools import inspect_file
 from g2sd_jax.weights import architecture, catalogue, torch_names
@@ -32,19 +31,8 @@ def saved(path, arrays, **told):
     return str(path)
 
 
-@functools.cache
-def made(name):
-    """A tiny stage, its config and variables that cost no compilation."""
-    config = runs.small(name)
-    stage = stages.build(config)
-    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)
-    return config, stage, jax.tree.map(draw, shapes)
-
-
 def arrays_of(name):
-    config, _, variables = made(name)
+    config, _, variables = finished.made(name)
     grid = vit.grid(config.model) if "decoder" in config.model else None
     return torch_names.to_torch(variables["params"], grid)
 
@@ -197,7 +185,7 @@ def test_a_file_of_something_else_is_told(tmp_path, capsys):
 
 
 def test_other_heads_than_the_files_are_refused(tmp_path):
-    config, stage, variables = made("finetune")
+    config, stage, variables = finished.made("finetune")
     arrays = torch_names.to_torch(variables["params"])
     path = saved(tmp_path / "a.safetensors", arrays, model=dict(heads=4))
     with config.unlocked():

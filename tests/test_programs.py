@@ -129,6 +129,7 @@ def test_stablehlo_answers_the_same(digits, tmp_path):
     with open(f"{folder}/preprocessing.json") as file:
         told = json.load(file)
     assert told["class_names"] == [str(digit) for digit in range(10)]
+    assert told["crop_share"] == 1.0
     assert told["mean"] == [0.305] and told["image_size"] == [16, 16]
     wanted = dict(name="image", shape=["batch", 16, 16, 1], dtype="uint8")
     assert wanted.items() <= told["program"]["input"].items()

@@ -39,7 +39,8 @@ def preprocessing(told: Mapping, shape: architecture.Architecture) -> dict:
     return dict(
         image_size=list(shape.image_size),
         channels=count,
-        crop="the largest centred box of the model's aspect",
+        crop="resize to cover image_size / crop_share, then cut image_size centred",
+        crop_share=told.get("eval_crop", 1.0),
         interpolation="bicubic, with antialiasing",
         mean=each(told["mean"]),
         std=each(told["std"]),
@@ -110,7 +111,7 @@ def timm(model: Model, folder: str) -> list[str]:
         num_classes=shape.classes,
         input_size=size,
         interpolation="bicubic",
-        crop_pct=1.0,
+        crop_pct=told["crop_share"],
         crop_mode="center",
         mean=told["mean"],
         std=told["std"],
@@ -219,7 +220,7 @@ def _processor(model):
         image_processor_type="BitImageProcessor",
         do_convert_rgb=model.shape.channels == 3,
         do_resize=True,
-        size={"shortest_edge": max(height, width)},
+        size={"shortest_edge": int(max(height, width) / told["crop_share"])},
         resample=3,  # bicubic
         do_center_crop=True,
         crop_size={"height": height, "width": width},

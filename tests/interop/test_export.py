@@ -35,7 +35,7 @@ def student(request, tmp_path_factory):
     """A workdir, pictures, and the logits of the live model."""
     stage, changes = STUDENTS[request.param]
     folder = tmp_path_factory.mktemp("student")
-    made = finished.workdir(folder, stage, changes, class_names=NAMES)
+    made = finished.workdir(folder, stage, changes, class_names=NAMES, eval_crop=0.8)
     return (*made, *live(*made[1:]))
 
 
@@ -61,7 +61,7 @@ def test_timm_gives_the_same_logits(student):
     assert tuple(pictures["mean"]) == config.data.mean
     assert tuple(pictures["std"]) == config.data.std
     assert tuple(pictures["input_size"]) == (3, *config.model.image_size)
-    assert pictures["interpolation"] == "bicubic" and pictures["crop_pct"] == 1.0
+    assert pictures["interpolation"] == "bicubic" and pictures["crop_pct"] == 0.8
     with open(f"{folder}/config.json") as file:
         assert json.load(file)["label_names"] == NAMES
 
@@ -77,6 +77,7 @@ def test_transformers_gives_the_same_logits(student):
     agree(model.eval()(image).logits, want, "logits", 1e-5)
     assert list(model.config.id2label.values()) == NAMES
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    assert processor.size["shortest_edge"] == int(config.model.image_size[1] / 0.8)
     picture = np.full((40, 50, 3), 128, np.uint8)
     ready = processor(picture, return_tensors="pt").pixel_values
     assert ready.shape == (1, 3, *config.model.image_size)

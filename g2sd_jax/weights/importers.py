@@ -8,6 +8,8 @@ import json
 import math
 import os
 import pickle
+import re
+import warnings
 
 import numpy as np
 import safetensors
@@ -110,16 +112,22 @@ def _torch(path, key):
     try:
         # Only tensors and plain containers are built, whatever the pickle asks for. The
         # scripts of MAE and G2SD keep their arguments beside the weights; those too.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with allowed, warnings.catch_warnings():
+            # The file is read or refused, whatever protocol it was written with.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             file = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = [line for line in str(error).splitlines() if "lobal" in line]
+        # Its other lines advise to execute the file.
+        lines = str(error).splitlines()
+        reason = [line for line in lines if re.search("GLOBAL|Unsupported", line)]
+        reason = (reason or ["it holds more than tensors and containers"])[0].strip()
         raise ValueError(
             f"{key}={path!r} is not a plain PyTorch weight file, and nothing in it was "
-            f"executed: {(reason or str(error).splitlines())[0].strip()}. If you trust "
-            "its origin, load it in PyTorch and save its state dict alone."
+            f"executed: {reason.rstrip('.')}. If you trust its origin, load it in "
+            "PyTorch and save its state dict alone."
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # A damaged file can go wrong anywhere.
         reason = (str(error) or "it ends too early").splitlines()[0]
         raise ValueError(
             f"{key}={path!r} is not a plain PyTorch weight file ({reason}); it may be "

@@ -267,7 +267,9 @@ def _two_heads(model, arrays):
 
 def _save(path, arrays, metadata):
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    safetensors.numpy.save_file(whole, path, metadata=metadata)
+    # The library's own writer would leave a file that only its owner may read.
+    with open(path, "wb") as file:
+        file.write(safetensors.numpy.save(whole, metadata))
 
 
 def _write_json(path, value):

@@ -61,6 +61,7 @@ def onnx(model: exporters.Model, folder: str) -> list[str]:
         input_names=[signature["input"]["name"]],
         output_names=[signature["output"]["name"]],
     )
+    _plain_products(made.graph)
     told = dict(format="ONNX", opset=OPSET, made_with=_versions(), **signature)
     text = json.dumps({**model.preprocessing, "program": told})
     made.metadata_props.add(key="preprocessing", value=text)
@@ -68,6 +69,19 @@ def onnx(model: exporters.Model, folder: str) -> list[str]:
     with open(path, "wb") as file:
         file.write(made.SerializeToString())
     return [path, exporters.write_preprocessing(model, folder, told)]
+
+
+def _plain_products(graph):
+    """Turns x [B, T, D] times a matrix [D, E] into MatMul, which means the same.
+
+    jax2onnx 0.17 writes Einsum: 181 instead of 154 ms for one picture through ViT-S on
+    one core, with onnxruntime 1.31.
+    """
+    for node in graph.node:
+        equation = [attribute.s for attribute in node.attribute]
+        if node.op_type == "Einsum" and equation == [b"abc,cd->abd"]:
+            node.op_type = "MatMul"
+            del node.attribute[:]
 
 
 def _program(model, **chosen):

@@ -20,7 +20,7 @@ from g2sd_jax import checkpoint, cli, train
 from g2sd_jax.data import source
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import attention, augment
-from g2sd_jax.weights import architecture, plain, torch_names
+from g2sd_jax.weights import architecture, plain, programs, torch_names
 from golden_files import agree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -163,6 +163,14 @@ def test_onnx_without_its_converter_says_how(tmp_path, capsys, monkeypatch):
     assert cli.main(["export", f"--workdir={path}", "--format=onnx"]) == 2
     told = capsys.readouterr().err
     assert "environment of its own" in told and "g2sd_jax[onnx]" in told
+
+
+def test_onnx_says_what_is_too_large(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", sys)  # It is not reached.
+    monkeypatch.setattr(programs, "LARGEST", 1000)
+    path, *_ = finished.workdir(tmp_path, "finetune")
+    assert cli.main(["export", f"--workdir={path}", "--format=onnx"]) == 2
+    assert "and an ONNX file at most 2; use --format" in capsys.readouterr().err
 
 
 CASES = {

@@ -15,6 +15,7 @@ from g2sd_jax.ops import attention
 from g2sd_jax.weights import exporters, plain
 
 PLATFORMS = ("cpu", "tpu", "cuda")
+LARGEST = 2**31 - 2**20  # Of a protocol buffer, with room for the program.
 OPSET = 18  # LayerNorm's square root and GELU's erf need no newer one.
 
 
@@ -51,6 +52,12 @@ def onnx(model: exporters.Model, folder: str) -> list[str]:
             "environment of its own: python -m venv onnx && onnx/bin/pip install "
             "'g2sd_jax[onnx]', then onnx/bin/g2sd export … reads the same workdir."
         ) from None
+    size = sum(array.nbytes for array in model.arrays.values())
+    if size > LARGEST:
+        raise ValueError(
+            f"{model.source} holds {size / 2**30:.1f} GB of weights, and an ONNX file "
+            "at most 2; use --format=stablehlo."
+        )
     signature = _signature(model)
     wanted = jax.ShapeDtypeStruct(("B", *_pixels(model)), jnp.uint8)
     made = jax2onnx.to_onnx(

@@ -11,7 +11,8 @@ import torch
 import transformers
 from transformers.models.vit_mae import modeling_vit_mae
 
-from g2sd_jax import checkpoint
+import runs
+from g2sd_jax import checkpoint, stages
 from g2sd_jax.losses import masked
 from g2sd_jax.models import mae, vit
 from g2sd_jax.ops import patches
@@ -163,6 +164,27 @@ def test_transformers_autoencoder(target, rng, tmp_path):
     truth = masked.normalise_patches(truth) if target == "normalised" else truth
     loss = masked.masked_pixel_loss(mine.pixels, truth, masking.removed)
     np.testing.assert_allclose(loss, out.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["ViTModel", "ViTMAEModel"])
+def test_transformers_bare_model_starts_fine_tuning(family, tmp_path):
+    config = getattr(transformers, family.replace("Model", "Config"))(**HUGGING)
+    theirs = getattr(transformers, family)(config)
+    moved(theirs).save_pretrained(tmp_path)
+    recipe = runs.small("finetune", init_from=str(tmp_path))
+    with recipe.unlocked():
+        recipe.model.update(
+            width=48, heads=3, patch=8, image_size=(32, 32), mlp_ratio=4.0
+        )
+    stage = stages.build(recipe)
+    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    got = stage.warm_start(shapes)["params"]["blocks"]["mlp"]["fc2"]["kernel"]
+    want = theirs.layers[1].mlp.fc2.weight.detach().numpy()
+    np.testing.assert_array_equal(got[1].T, want)
+    with recipe.unlocked():
+        recipe.model.heads = 4
+    with pytest.raises(ValueError, match=r"set --config\.model\.heads=3"):
+        stages.build(recipe).warm_start(shapes)
 
 
 def test_models_that_compute_something_else_are_refused(tmp_path):

@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from g2sd_jax import core, metrics
+from g2sd_jax.models import mae, vit
 from g2sd_jax.ops import patches, resize
-from g2sd_jax.weights import importers, torch_names
+from g2sd_jax.weights import catalogue, importers, torch_names
 
 FOLDER = "checkpoints"
 
@@ -94,15 +95,23 @@ class Weights:
     def has_decoder(self) -> bool:
         return any(name.startswith("decoder_blocks.") for name in self.arrays)
 
+    @property
+    def size(self) -> str | None:
+        """Its row of `models.vit.SIZES`, if it has one."""
+        return _named_size({name: a.shape for name, a in self.arrays.items()})
+
     def summary(self) -> str:
         """A few words on what the file holds."""
-        depth = [re.match(r"blocks\.(\d+)\.", name) for name in self.arrays]
-        depth = 1 + max((int(found[1]) for found in depth if found), default=-1)
-        width = self.arrays.get("cls_token", np.empty(0)).shape[-1:]
-        parts = [f"an encoder of {depth} blocks, width {width[0] if width else '?'}"]
+        width, depth = _encoder({name: a.shape for name, a in self.arrays.items()})
+        parts = [f"an encoder of {depth} blocks, width {width or '?'}"]
         parts += ["a decoder"] if self.has_decoder else ["no decoder"]
         if "head.weight" in self.arrays:
             parts.append(f"a head of {self.arrays['head.weight'].shape[0]} classes")
+        kernel = self.arrays.get("patch_embed.proj.weight")
+        if kernel is not None:
+            parts.append(
+                f"patches of {kernel.shape[2]} pixels, {kernel.shape[1]} channels"
+            )
         return ", ".join(parts)
 
 
@@ -113,7 +122,7 @@ def read(path: str, key: str) -> Weights:
             f"{key} is empty: name a workdir of an earlier stage or a weight file "
             "(random:SEED gives untrained weights, for smoke runs and measurements)."
         )
-    if os.path.isfile(path):
+    if os.path.isfile(path) or importers.is_directory(path):
         arrays, describe = importers.read(path, key)
         return Weights(path, arrays, describe)
     params, describe = _restored(path, key, Manager.restore_params)
@@ -128,7 +137,8 @@ def _restored(path: str, key: str, restore: Callable):
     if not os.path.isdir(os.path.join(path, FOLDER)):
         raise ValueError(
             f"{key}={path!r} is not a workdir: it has no folder {FOLDER}/; name the "
-            "--workdir of a finished run, or a weight file."
+            "--workdir of a finished run, a weight file, or a directory of timm or "
+            "transformers (with config.json and model.safetensors)."
         )
     manager = Manager(path)
     try:
@@ -164,6 +174,31 @@ def run_variables(path: str, shapes: Mapping, key: str) -> tuple[dict, dict]:
 
 def _shape(leaves, name):
     return tuple(leaves[name].shape) if name in leaves else "absent"
+
+
+def check_heads(weights: Weights, model, where: str) -> None:
+    """Refuses a head count other than the weights', which no shape would betray.
+
+    Args:
+        weights: as read.
+        model: `config.model` or `config.teacher.model`.
+        where: which of the two.
+    """
+    theirs = weights.describe.get("model", {}).get("heads")
+    mine = vit.size(model, where).heads
+    if theirs not in (None, mine):
+        raise ValueError(
+            f"{where} has {mine} heads, but {weights.source!r} was trained with "
+            f"{theirs}; set --{where}.heads={theirs}."
+        )
+    theirs = (weights.describe.get("decoder") or {}).get("heads")
+    if weights.has_decoder and theirs is not None and "decoder" in model:
+        mine = mae.decoder(model, where).heads
+        if mine != theirs:
+            raise ValueError(
+                f"{where}'s decoder has {mine} heads, but {weights.source!r} was "
+                f"trained with {theirs}; set --{where}.dec_heads={theirs}."
+            )
 
 
 def check_pictures(weights: Weights, config, key: str) -> None:
@@ -255,7 +290,7 @@ def graft(
         raise ValueError(
             f"{weights.source} does not fit ({'; '.join(complaints)}). It holds "
             f"{weights.summary()}; check the path, and config.model or "
-            "config.teacher.model against it."
+            f"config.teacher.model against it.{_others(shapes, keep, missing)}"
         )
     for name in constant:
         _check_constant(name, arrays[name], grid, weights)
@@ -265,6 +300,28 @@ def graft(
     )
     taken = {name: arrays[name] for name in found}
     return {**variables, "params": torch_names.from_torch(variables["params"], taken)}
+
+
+def _others(shapes, keep, missing):
+    """Which published files have what is missing, if any has this shape."""
+    size = _named_size(shapes)
+    if not missing or size not in catalogue.SIZES.values():
+        return ""
+    holds = "classifier" if "head.weight" in shapes.keys() - keep else "encoder"
+    holds = "autoencoder" if "decoder_pred.weight" in shapes else holds
+    return f" Published files that would do: {catalogue.would_do(holds, size)}."
+
+
+def _encoder(shapes):
+    """(width, depth) of an encoder of these shapes."""
+    blocks = [re.match(r"blocks\.(\d+)\.", name) for name in shapes]
+    depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+    return (shapes.get("cls_token") or (0,))[-1], depth
+
+
+def _named_size(shapes):
+    shape = _encoder(shapes)
+    return next((name for name, row in vit.SIZES.items() if row[:2] == shape), None)
 
 
 def _few(names, most=4):

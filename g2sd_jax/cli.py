@@ -17,6 +17,8 @@ VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
     ),
     "plan": ("g2sd_jax.tools.plan", "compile a recipe's step for a TPU, without one"),
     "prepare": ("g2sd_jax.tools.prepare", "pack pictures for fast reading"),
+    "inspect": ("g2sd_jax.tools.inspect", "say what a run's folder or a file holds"),
+    "export": ("g2sd_jax.tools.export", "write finished weights for other tools"),
     "chain": ("g2sd_jax.tools.chain", "train a chain of stages and write its report"),
     "evaluate": ("g2sd_jax.tools.evaluate", "judge a finished model, class by class"),
     "predict": ("g2sd_jax.tools.predict", "say what pictures show"),

@@ -48,7 +48,12 @@ def run(config, workdir: str) -> dict:
     dataset = source.load(config, config.data.train_split)
     main = jax.process_index() == 0
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
-    describe = dict(stage.describe, stage=config.stage, class_names=dataset.classes)
+    describe = dict(
+        stage.describe,
+        stage=config.stage,
+        class_names=dataset.classes,
+        eval_crop=dataset.eval_crop,
+    )
 
     # A mistake in the evaluation set is told now, not after hours.
     for evaluator in stage.evaluators.values():

@@ -149,3 +149,10 @@ def test_labels_have_to_fit_the_recipe(tmp_path):
     np.testing.assert_array_equal(
         source.load(config, "train").fetch(np.arange(6), 0)["label"], [0, 1, 2] * 2
     )
+
+
+def test_a_split_says_what_evaluation_crops(tmp_path):
+    path = files.write(tmp_path, files.photographs(1, splits=("train",), classes="ab"))
+    for given, share in ((None, 0.875), (0.9, 0.9)):
+        config = files.recipe(path, train_examples=2, classes=2, eval_crop=given)
+        assert source.load(config, "train").eval_crop == share

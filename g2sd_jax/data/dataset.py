@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     original: Callable  # (index) -> dict, the un-batched example as evaluators judge it
     labels: np.ndarray | None = None  # [count] int32, where known without reading
     ahead: int = 0  # Batches to read before they are asked for.
+    eval_crop: float = 1.0  # Share of a resized picture that evaluation sees.
     stream: Any = None  # Of files without random access: its batches, not `order`'s.
 
 

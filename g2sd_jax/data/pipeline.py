@@ -81,7 +81,15 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
         return classes.example(held.labels[index], mapped.among)
 
     return datasets.Dataset(
-        count, held.classes, fetch, original, held.labels, ahead=config.data.prefetch
+        count,
+        held.classes,
+        fetch,
+        original,
+        held.labels,
+        ahead=config.data.prefetch,
+        eval_crop=crops.evaluation_share(
+            config.data.eval_crop, config.model.image_size
+        ),
     )
 
 

@@ -10,8 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from g2sd_jax.data import (
+    crops,
+    decoder,
+    failures,
+    order,
+    pipeline,
+    record_stream,
+    tfrecord,
+)
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import decoder, failures, order, pipeline, record_stream, tfrecord
 
 FIRST = 8  # Examples that are looked at before any order is known.
 
@@ -62,7 +70,15 @@ def dataset(config, found, split) -> datasets.Dataset:
 
     streaming = Streaming(train, evaluate)
     return datasets.Dataset(
-        stream.count, found.classes, fetch, original, ahead=ahead, stream=streaming
+        stream.count,
+        found.classes,
+        fetch,
+        original,
+        ahead=ahead,
+        eval_crop=crops.evaluation_share(
+            config.data.eval_crop, config.model.image_size
+        ),
+        stream=streaming,
     )
 
 

@@ -63,6 +63,8 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            model = config.teacher.model
+            checkpoint.check_heads(weights, model, "config.teacher.model")
         if weights is None or weights.has_decoder:
             return lambda key: mae.init(whole, key)
         metrics.say(

@@ -9,9 +9,12 @@ from g2sd_jax.losses import distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction, signal
+from g2sd_jax.weights import catalogue
 
 NEEDS = ("mask_ratio", "signal", "teacher", "distill")
 TOKENS = ("all", "masked", "visible")
+# The authors' students keep these without training them, unless a term asks for it.
+UNBUILT = (r"decoder_(norm|pred)\..*", r"encoderfeature_pred\..*")
 
 
 def build(config) -> core.Stage:
@@ -82,6 +85,8 @@ def build(config) -> core.Stage:
         if weights is not None:
             check_teacher(weights, config.teacher.target)
             checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            model = config.teacher.model
+            checkpoint.check_heads(weights, model, "config.teacher.model")
         return lambda key: mae.init(whole, key)
 
     def probe(frozen, batch):
@@ -96,8 +101,10 @@ def build(config) -> core.Stage:
         frozen,
         probe,
         trim=lambda variables: mae.trim(variables, teacher),
-        warm_start=lambda variables: reconstruction.warm_start(variables, config),
         augment=lambda batch, draws: augment.prepare(batch, draws, spec),
+        warm_start=lambda variables: reconstruction.warm_start(
+            variables, config, UNBUILT
+        ),
         describe=mae.describe(config),
     )
     return stage._replace(evaluators=signal.evaluators(config, stage, student))
@@ -117,8 +124,9 @@ def check_teacher(weights: checkpoint.Weights, target: str) -> None:
         raise ValueError(
             f"config.teacher.checkpoint={weights.source!r} holds {weights.summary()}. "
             "Generic distillation needs the teacher's decoder: use the workdir of a "
-            "pretrain run or a full file such as mae_pretrain_vit_base_full.pth; "
-            "encoder-only and fine-tuned files will not do."
+            "pretrain run or a full file (published: "
+            f"{catalogue.would_do('autoencoder', weights.size)}); encoder-only and "
+            "fine-tuned files will not do."
         )
     trained = weights.describe.get("target", target)
     if trained != target:

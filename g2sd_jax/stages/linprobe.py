@@ -73,10 +73,16 @@ def build(config) -> core.Stage:
         features = encoder.apply(frozen, batch["image"]).pooled
         return {"logits": probe_head.apply(variables, features, False)}
 
+    def fit(weights):
+        if weights is not None:
+            checkpoint.check_pictures(weights, config, "config.encoder.checkpoint")
+            checkpoint.check_heads(weights, config.model, "config.model")
+        return lambda key: vit.init(encoder, key)
+
     def frozen():
         return checkpoint.load_variables(
             config.encoder.checkpoint,
-            lambda weights: lambda key: vit.init(encoder, key),
+            fit,
             grid=vit.grid(config.model),
             key="config.encoder.checkpoint",
             dropped=(*classification.PRETRAINING, r"head.*", r"fc_norm\..*"),

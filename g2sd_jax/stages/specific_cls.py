@@ -7,6 +7,7 @@ from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.stages import finetune
+from g2sd_jax.weights import catalogue
 
 NEEDS = ("task", "teacher", "distill")
 LOSSES = {  # and the keys each reads
@@ -80,6 +81,8 @@ def build(config) -> core.Stage:
         if weights is not None:
             check_teacher(weights)
             checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            model = config.teacher.model
+            checkpoint.check_heads(weights, model, "config.teacher.model")
             names = task.classes()
             checkpoint.check_classes(weights, names, "config.teacher.checkpoint")
         return lambda key: vit.init(teacher, key)
@@ -100,5 +103,6 @@ def check_teacher(weights: checkpoint.Weights) -> None:
         raise ValueError(
             f"config.teacher.checkpoint={weights.source!r} holds {weights.summary()}. "
             "Specific distillation needs a fine-tuned teacher with its head: use the "
-            "workdir of a finetune run or a file such as mae_finetuned_vit_base.pth."
+            "workdir of a finetune run or a fine-tuned file (published: "
+            f"{catalogue.would_do('classifier', weights.size)})."
         )

@@ -20,6 +20,7 @@ PRETRAINING = (
     "mask_token",
     r"(encoder|decoder)feature_pred\..*",
     r"aligned_feature_projection_heads\..*",
+    r"pooler\.dense\..*",  # Of transformers' bare models; nothing was trained with it.
 )
 
 
@@ -79,6 +80,7 @@ def warm_start(variables, config, model: vit.Vit):
         return variables
     weights = checkpoint.read(config.init_from, "config.init_from")
     checkpoint.check_pictures(weights, config, "config.init_from")
+    checkpoint.check_heads(weights, config.model, "config.model")
     unused = r"norm\..*" if model.pool == "avg" else r"fc_norm\..*"
     fresh = [r"head\..*", r"head_dist\..*", "dist_token"]
     if model.pool == "avg" and "fc_norm.weight" not in weights.arrays:

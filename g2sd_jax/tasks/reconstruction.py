@@ -76,10 +76,15 @@ def check_masking(config, grid) -> None:
         )
 
 
-def warm_start(variables, config):
-    """Continues from `config.init_from`, a run or file of the same architecture."""
+def warm_start(variables, config, dropped=()):
+    """Continues from `config.init_from`, a run or file of the same architecture.
+
+    `dropped` are regexes of what such a file may hold that this stage does not build.
+    """
     if not config.init_from:
         return variables
     weights = checkpoint.read(config.init_from, "config.init_from")
     checkpoint.check_pictures(weights, config, "config.init_from")
-    return checkpoint.graft(variables, weights, grid=vit.grid(config.model))
+    checkpoint.check_heads(weights, config.model, "config.model")
+    grid = vit.grid(config.model)
+    return checkpoint.graft(variables, weights, grid=grid, dropped=dropped)

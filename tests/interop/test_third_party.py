@@ -1,99 +1,210 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The same weights in timm and transformers give the same numbers here."""
+"""Models made by timm and transformers load here and give the same numbers."""
 
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import transformers
+from transformers.models.vit_mae import modeling_vit_mae
 
-from g2sd_jax import checkpoint
-from g2sd_jax.models import vit
-from g2sd_jax.weights import torch_names
+import runs
+from g2sd_jax import checkpoint, stages
+from g2sd_jax.losses import masked
+from g2sd_jax.models import mae, vit
+from g2sd_jax.ops import patches
 from golden_files import agree
 
-SHAPE = dict(depth=2, patch=8, image_size=(32, 24), width=48, heads=3)
+SHAPE = dict(depth=2, patch=8, image_size=(32, 32), width=48, heads=3)
+HUGGING = dict(
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=192,
+    layer_norm_eps=1e-6,  # Theirs is 1e-12 by default: see the last test.
+    image_size=32,
+    patch_size=8,
+    num_labels=7,
+)
 
 
-def ours(arrays, **changes):
+def moved(model):
+    """No bias is zero, no scale one, no two tokens alike."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def pictures(rng):
+    image = rng.normal(size=(2, *SHAPE["image_size"], 3)).astype(np.float32)
+    return image, torch.from_numpy(image.transpose(0, 3, 1, 2))
+
+
+def load(path, init, **declared):
+    grid = tuple(side // SHAPE["patch"] for side in SHAPE["image_size"])
+    weights = checkpoint.read(str(path), "config.init_from")
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return weights, checkpoint.graft(shapes, weights, grid=grid, **declared)
+
+
+def answers(path, image, readout="cls", **changes):
+    """Logits of the file's weights in our classifier."""
     model = vit.Vit(**SHAPE, classes=7, **changes)
-    shapes = jax.eval_shape(lambda key: vit.init(model, key), jax.random.key(0))
-    weights = checkpoint.Weights("timm", arrays, {})
-    grid = tuple(side // model.patch for side in model.image_size)
-    return model, checkpoint.graft(shapes, weights, grid=grid)
+    _, variables = load(path, lambda key: vit.init(model, key))
+    return vit.read(jax.jit(model.apply)(variables, image), readout)
 
 
-@pytest.mark.parametrize("pool", ["cls", "avg"])
-def test_timm_classifier(pool, rng):
-    theirs = timm.models.VisionTransformer(
+@pytest.mark.parametrize("ending", ["pth", "safetensors", "state_dict.pth"])
+@pytest.mark.parametrize("pool", ["cls", "avg", "distilled"])
+def test_timm_classifier(pool, ending, rng, tmp_path):
+    made = dict(
         img_size=SHAPE["image_size"],
         patch_size=SHAPE["patch"],
         embed_dim=SHAPE["width"],
         depth=SHAPE["depth"],
         num_heads=SHAPE["heads"],
         num_classes=7,
-        global_pool={"cls": "token", "avg": "avg"}[pool],
-    ).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    arrays = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    model, variables = ours(arrays, pool=pool)
-    image = rng.normal(size=(2, 32, 24, 3)).astype(np.float32)
-    with torch.no_grad():
-        want = theirs(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
-    agree(jax.jit(model.apply)(variables, image).logits, want, "logits")
-    assert torch_names.to_torch(variables["params"]).keys() == arrays.keys()
-
-
-def test_transformers_block(rng):
-    """One whole encoder layer, whose q, k and v they keep apart."""
-    config = transformers.ViTConfig(
-        hidden_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=3,
-        intermediate_size=192,
-        layer_norm_eps=1e-6,
-        image_size=32,
-        patch_size=8,
     )
-    theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
-    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    image = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    changes = dict(pool=pool)
+    if pool == "distilled":
+        theirs = timm.models.VisionTransformerDistilled(**made)
+        changes = dict(pool="cls", dist_token=True, readout="mean")
+    else:
+        pooled = {"cls": "token", "avg": "avg"}[pool]
+        theirs = timm.models.VisionTransformer(**made, global_pool=pooled)
+    state = moved(theirs).state_dict()
+    path = tmp_path / f"vit.{ending}"
+    if ending == "safetensors":
+        safetensors.torch.save_file(state, path)
+    elif ending == "pth":
+        torch.save(state, path)
+    else:  # As its training script saves one, from several processes.
+        state = {f"module.{name}": value for name, value in state.items()}
+        torch.save({"epoch": 3, "arch": "vit", "state_dict": state}, path)
+    image, pixels = pictures(rng)
     with torch.no_grad():
-        pixels = torch.from_numpy(image.transpose(0, 3, 1, 2))
-        want = theirs(pixels).last_hidden_state.numpy()
-    arrays = {ours_of(name): value for name, value in state.items()}
-    layer = "blocks.0.attn."
-    for part in ("weight", "bias"):
-        arrays[f"{layer}qkv.{part}"] = np.concatenate(
-            [arrays.pop(f"{layer}{each}.{part}") for each in "qkv"]
+        want = theirs(pixels)
+    agree(answers(path, image, **changes), want, "logits", 1e-5)
+
+
+FAMILIES = {
+    "ViTForImageClassification": (transformers.ViTConfig, dict(pool="cls")),
+    "DeiTForImageClassificationWithTeacher": (
+        transformers.DeiTConfig,
+        dict(pool="cls", dist_token=True, readout="mean"),
+    ),
+}
+
+
+@pytest.mark.parametrize("stored", ["directory", "sharded", "state dict"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_classifier(family, stored, rng, tmp_path):
+    config, changes = FAMILIES[family]
+    theirs = moved(getattr(transformers, family)(config(**HUGGING)))
+    path = tmp_path
+    if stored == "directory":
+        theirs.save_pretrained(path)
+    elif stored == "sharded":
+        theirs.save_pretrained(path, max_shard_size="100KB")
+        assert len(list(path.glob("*.safetensors"))) > 1
+    else:  # The names that its modules have in version 5.
+        path = tmp_path / "model.pth"
+        torch.save(theirs.state_dict(), path)
+    image, pixels = pictures(rng)
+    with torch.no_grad():
+        want = theirs(pixels).logits
+    agree(answers(path, image, **changes), want, "logits", 1e-5)
+
+
+DECODER = dict(dec_width=32, dec_depth=2, dec_heads=2)
+
+
+def their_table(width):
+    """Their sin-cos table; for ViTMAE they put the column's half first."""
+    table = modeling_vit_mae.build_2d_sinusoidal_position_embedding(
+        4, 4, width, cls_token=True
+    )
+    return torch.cat(table.chunk(2, dim=-1)[::-1], dim=-1)[None]
+
+
+@pytest.mark.parametrize("target", ["normalised", "raw"])
+def test_transformers_autoencoder(target, rng, tmp_path):
+    """Their reconstruction loss is ours, for the same noise."""
+    theirs = transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(
+            **HUGGING,
+            decoder_hidden_size=32,
+            decoder_num_hidden_layers=2,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=128,
+            norm_pix_loss=target == "normalised",
         )
-    model = vit.Vit(48, 1, 3, 8, (32, 32), classes=0)
-    shapes = jax.eval_shape(lambda key: vit.init(model, key), jax.random.key(0))
-    weights = checkpoint.Weights("transformers", arrays, {})
-    variables = checkpoint.graft(shapes, weights, grid=(4, 4))
-    agree(jax.jit(model.apply)(variables, image).pooled, want[:, 0], "class token")
+    )
+    with torch.no_grad():  # Which version 5.23 leaves zero in a model made afresh.
+        theirs.vit.embeddings.position_embeddings.copy_(their_table(48))
+        theirs.decoder.decoder_pos_embed.copy_(their_table(32))
+    moved(theirs).save_pretrained(tmp_path)
+    image, pixels = pictures(rng)
+    noise = rng.random((2, 16), np.float32)
+    with torch.no_grad():
+        out = theirs(pixels, noise=torch.from_numpy(noise))
+    model = mae.Mae(**SHAPE, **DECODER)
+    weights, variables = load(tmp_path, lambda key: mae.init(model, key))
+    assert weights.describe["target"] == target
+    assert weights.describe["decoder"]["heads"] == 2
+    masking = patches.mask(noise, 0.75)
+    mine = jax.jit(model.apply)(variables, image, masking)
+    agree(mine.pixels, out.logits, "pixels", 1e-5)
+    truth = patches.patchify(image, model.patch)
+    truth = masked.normalise_patches(truth) if target == "normalised" else truth
+    loss = masked.masked_pixel_loss(mine.pixels, truth, masking.removed)
+    np.testing.assert_allclose(loss, out.loss, rtol=1e-5)
 
 
-THEIRS = (
-    ("embeddings.cls_token", "cls_token"),
-    ("embeddings.position_embeddings", "pos_embed"),
-    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    ("layers.", "blocks."),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("attention.q_proj", "attn.q"),
-    ("attention.k_proj", "attn.k"),
-    ("attention.v_proj", "attn.v"),
-    ("attention.o_proj", "attn.proj"),
-    ("layernorm", "norm"),
-)
+@pytest.mark.parametrize("family", ["ViTModel", "ViTMAEModel"])
+def test_transformers_bare_model_starts_fine_tuning(family, tmp_path):
+    config = getattr(transformers, family.replace("Model", "Config"))(**HUGGING)
+    theirs = getattr(transformers, family)(config)
+    moved(theirs).save_pretrained(tmp_path)
+    recipe = runs.small("finetune", init_from=str(tmp_path))
+    with recipe.unlocked():
+        recipe.model.update(
+            width=48, heads=3, patch=8, image_size=(32, 32), mlp_ratio=4.0
+        )
+    stage = stages.build(recipe)
+    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    got = stage.warm_start(shapes)["params"]["blocks"]["mlp"]["fc2"]["kernel"]
+    want = theirs.layers[1].mlp.fc2.weight.detach().numpy()
+    np.testing.assert_array_equal(got[1].T, want)
+    with recipe.unlocked():
+        recipe.model.heads = 4
+    with pytest.raises(ValueError, match=r"set --config\.model\.heads=3"):
+        stages.build(recipe).warm_start(shapes)
 
 
-def ours_of(name):
-    for theirs, ours in THEIRS:
-        name = name.replace(theirs, ours)
-    return name
+def test_models_that_compute_something_else_are_refused(tmp_path):
+    small = dict(HUGGING, num_hidden_layers=1)
+    for config, told in (
+        (transformers.ViTConfig(**small, hidden_act="gelu_new"), "hidden_act='gelu_n"),
+        (transformers.ViTConfig(**small, qkv_bias=False), "qkv_bias=False"),
+        (transformers.BeitConfig(**small), "of type 'beit'"),
+    ):
+        folder = tmp_path / config.model_type
+        transformers.AutoModelForImageClassification.from_config(
+            config
+        ).save_pretrained(folder)
+        with pytest.raises(ValueError, match=told):
+            checkpoint.read(str(folder), "config.init_from")
+
+
+def test_another_epsilon_is_said(tmp_path, capsys):
+    config = transformers.ViTConfig(**dict(HUGGING, layer_norm_eps=1e-12))
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    capsys.readouterr()
+    checkpoint.read(str(tmp_path), "config.init_from")
+    assert "LayerNorms add 1e-12 to the variance, here 1e-06" in capsys.readouterr().out

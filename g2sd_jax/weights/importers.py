@@ -12,6 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+HOLDERS = ("state_dict", "model", "module")  # Where a .pth keeps its state dict.
+
 
 def read(path: str, key: str) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays of a weight file and its description (empty for foreign files).
@@ -59,11 +61,18 @@ def _torch(path, key):
         raise ValueError(
             f"{key}={path!r} is not a plain PyTorch weight file: {reason}"
         ) from None
-    state = file.get("model", file) if isinstance(file, dict) else None
+    state = None
+    if isinstance(file, dict):
+        state = next((file[key] for key in HOLDERS if key in file), file)
     if not state or not all(
         isinstance(value, torch.Tensor) for value in state.values()
     ):
         raise ValueError(
-            f"{key}={path!r} holds no state dict, neither itself nor as its 'model'."
+            f"{key}={path!r} holds no state dict, neither itself nor as its "
+            f"{', '.join(HOLDERS)}."
         )
-    return {name: value.float().numpy() for name, value in state.items()}, {}
+    # Trained in parallel, everything is a part of a "module".
+    return {
+        name.removeprefix("module."): value.float().numpy()
+        for name, value in state.items()
+    }, {}

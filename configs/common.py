@@ -249,8 +249,9 @@ def smoke(config, args):
             if "decoder" in model:
                 model.decoder = "dec128d4b"
             if "taps" in model:
-                model.taps = (0, 1, 2, 3)
-                model.update(head_width=32, aux_width=32)
+                model.update(taps=(0, 1, 2, 3), head_width=32)
+            if "aux_width" in model:
+                model.aux_width = 32
         if "inference" in config:
             config.inference.update(fit=(96, 384), stride=(64, 64))
     if args.steps:

@@ -20,6 +20,7 @@ def get_config(arguments=""):
     config.stage = "specific_seg"
     config.teacher = ConfigDict()
     config.teacher.model = common.segmentor(args.teacher)
+    del config.teacher.model.aux_width  # Only training would read that head.
     config.teacher.checkpoint = ""  # Workdir or file of a fine-tuned segmentor.
     config.distill = ConfigDict(dict(loss=args.loss))  # cwd, kl
     config.distill.weight = 3.0  # The published command's; its config file says 10.

@@ -8,12 +8,17 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import safetensors.numpy
 
 import golden_files
-from g2sd_jax import checkpoint, optim, recipes
+from g2sd_jax import checkpoint, optim, recipes, stages
+from g2sd_jax import step as stepping
+from g2sd_jax.data import geometry
 from g2sd_jax.losses import cross_entropy, distill
-from g2sd_jax.models import pyramid, upernet
-from g2sd_jax.ops import relative, resize
+from g2sd_jax.models import pyramid, upernet, vit
+from g2sd_jax.ops import label_maps, photometric, relative, resize
+from g2sd_jax.tasks import confusion, sliding
 from g2sd_jax.weights import relative_tables, segmentors, torch_names
 from golden_files import agree, given, under
 
@@ -402,3 +407,434 @@ def check_resized(golden, tag):
     left = [n for n in got if n.endswith(TABLE) and n[len("backbone.") :] not in wanted]
     assert not any(got[name].any() for name in left)
     assert bool(left) == (not tables)
+
+
+# Colours, and the device's part of the training pipeline.
+
+
+def agree_in_levels(got, wanted, what, most=2):
+    """At most so many grey levels apart, and no more than 1 % of the values at all."""
+    apart = np.abs(np.asarray(got, np.float64) - wanted)
+    assert apart.max() <= most, f"{what}: {apart.max()} levels"
+    assert (apart > 0).mean() <= 0.01, f"{what}: {(apart > 0).mean():.2%} differ"
+
+
+FIELDS = (
+    "brightness_on",
+    "brightness_beta",
+    "mode",
+    "contrast_on",
+    "contrast_alpha",
+    "saturation_on",
+    "saturation_alpha",
+    "hue_on",
+    "hue_delta",
+)
+
+
+def photometric_draws(row):
+    """The draws of one image, from the file's columns."""
+    said = dict(zip(FIELDS, row.tolist(), strict=True))
+    beta, alpha = said["brightness_beta"], said["contrast_alpha"]
+    draws = dict(
+        brightness=beta if said["brightness_on"] else 0.0,
+        contrast=alpha if said["contrast_on"] else 1.0,
+        contrast_first=bool(said["mode"]),
+        saturate=bool(said["saturation_on"]),
+        saturation=said["saturation_alpha"],
+        shift_hue=bool(said["hue_on"]),
+        hue=int(said["hue_delta"]),
+    )
+    return {name: jnp.asarray([value]) for name, value in draws.items()}
+
+
+def test_photometric():
+    golden = load("photometric")
+    assert tuple(golden["config/fields"].tolist()) == FIELDS
+    image = golden["input/bgr_image"][None, ..., ::-1].astype(np.float32)
+    distort = jax.jit(photometric.apply)
+    for number, row in enumerate(golden["config/draws"]):
+        draws = photometric_draws(row)
+        wanted = golden[f"output/case{number:02}"][..., ::-1]
+        got, name = distort(image, draws)[0], f"case {number}"
+        if draws["saturate"][0] or draws["shift_hue"][0]:
+            agree_in_levels(got, wanted, name)
+        else:
+            np.testing.assert_array_equal(got, wanted, name)
+    rgb = golden["input/bgr_random"][..., ::-1]
+    hsv = jnp.stack(jax.jit(photometric.to_hsv)(rgb), axis=-1)
+    np.testing.assert_array_equal(hsv, golden["output/hsv_of_bgr_random"])
+    hsv = jnp.moveaxis(golden["input/hsv_random"].astype(np.float32), -1, 0)
+    got = jax.jit(photometric.to_rgb)(*hsv)
+    agree_in_levels(got, golden["output/bgr_of_hsv_random"][..., ::-1], "to RGB")
+
+
+# Whole stages.
+
+
+def model_keys(golden, who):
+    """`config.model` or `config.teacher.model` of a file about two models."""
+    fields = golden["config/fields"].tolist()
+    said = dict(zip(fields, golden[f"config/{who}"].tolist(), strict=True))
+    keys = dict(
+        size="custom",
+        width=said["embed_dim"],
+        heads=said["num_heads"],
+        depth=given(golden, "depth"),
+        patch=given(golden, "patch_size"),
+        image_size=(given(golden, "img_size"),) * 2,
+        taps=tuple(golden["config/out_indices"].tolist()),
+        head_width=said["decode_channels"],
+    )
+    return keys | (dict(aux_width=said["aux_channels"]) if who == "student" else {})
+
+
+def distiller(golden, folder, **optim_keys):
+    """Config, stage, student and teacher of the file, through the shipped recipe."""
+    path = str(folder / "both.safetensors")
+    # As published: the teacher is found beside the student in one file.
+    safetensors.numpy.save_file(under(golden, "param"), path)
+    config = recipes.load(
+        "specific_seg",
+        {
+            "model": model_keys(golden, "student"),
+            "teacher.model": model_keys(golden, "teacher"),
+            "teacher.checkpoint": path,
+            "init_from": path,
+            "compute_dtype": "float32",
+            "inference.stride": (given(golden, "img_size"),) * 2,
+            "data.classes": given(golden, "num_classes"),
+            "distill.weight": given(golden, "cwd_weight"),
+            "distill.temperature": given(golden, "cwd_tau"),
+            **{f"optim.{key}": value for key, value in optim_keys.items()},
+        },
+    )
+    stage = stages.build(config)
+    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    student = jax.tree.map(jnp.asarray, stage.warm_start(shapes))
+    return config, stage, student, jax.tree.map(jnp.asarray, stage.frozen())
+
+
+TERMS = {"decode.loss_seg": "decode", "aux.loss_seg": "aux", "loss_cwd": "cwd"}
+
+
+def agree_terms(told, wanted, bound=2e-5):
+    for theirs, ours in TERMS.items():
+        agree(told[f"loss/{ours}"], wanted[theirs], theirs, bound)
+
+
+def test_distiller_forward(tmp_path):
+    golden = load("distiller_forward")
+    config, stage, student, frozen = distiller(golden, tmp_path)
+    image = jnp.asarray(nhwc(golden["input/image"]))
+    batch = {"image": image, "label_map": golden["input/label"]}
+    wanted = under(golden, "output")
+
+    def loss(params):
+        state = {"batch_stats": student["batch_stats"]}
+        return stage.loss(params, state, frozen, batch, {}, jnp.int32(0))
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (total, (state, told)), grads = gradient(student["params"])
+    agree(total, wanted["total_loss"], "total_loss")
+    agree_terms(told, wanted)
+    statistics = under(golden, "output/stats")
+    agree_statistics(state, without("student.", statistics))
+    grads = torch_names.to_torch(grads)
+    expected = without("student.", under(golden, "grad"))
+    assert set(grads) == set(expected)
+    largest = max(np.abs(array).max() for array in expected.values())
+    for name, array in expected.items():
+        agree_but_zeros(grads[name], array, name, 2e-4, 1e-6 * largest)
+
+    classes = config.data.classes
+    models = (
+        upernet.segmentor(config.model, classes),
+        upernet.segmentor(config.teacher.model, classes, aux=False),
+    )
+    train = jax.jit(lambda v: models[0].apply(v, image, True, mutable=["batch_stats"]))
+    out, _ = train(student)
+    agree(out.logits, nhwc(wanted["student_conv_seg"]), "student_conv_seg", 5e-5)
+    seen = jax.jit(lambda v: models[1].apply(v, image, False))(frozen).logits
+    agree(seen, nhwc(wanted["teacher_conv_seg"]), "teacher_conv_seg", 5e-5)
+    for name, logits in (("decode", out.logits), ("aux", out.auxiliary)):
+        accuracy = 100 * cross_entropy.pixel_accuracy(logits, batch["label_map"])
+        agree(accuracy[None], wanted[f"{name}.acc_seg"], f"{name}.acc_seg")
+
+
+def without(prefix, arrays):
+    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+
+# Followers of parameters that have no true gradient, so that rounding moves them.
+FOLLOWERS = r"backbone\.fpn1\.1\.running_mean|"
+FOLLOWERS += r"decode_head\.lateral_convs\.[01]\.bn\.running_mean"
+
+
+def test_distiller_steps(tmp_path):
+    golden = load("distiller_steps")
+    first = load("distiller_forward")
+    betas = golden["config/betas"].tolist()
+    config, stage, student, frozen = distiller(
+        first,
+        tmp_path,
+        lr=given(golden, "base_lr"),
+        wd=given(golden, "weight_decay"),
+        layer_decay=given(golden, "layer_decay_rate"),
+        b1=betas[0],
+        b2=betas[1],
+        eps=given(golden, "eps"),
+        power=given(golden, "power"),
+        min_lr=given(golden, "min_lr"),
+        warmup_epochs=float(given(golden, "warmup_iters")),
+        warmup_start=given(golden, "warmup_ratio"),
+    )
+    rate = optim.learning_rate(config.optim, 1, given(golden, "max_iters"))
+    names = torch_names.names(student["params"])
+    tx = optim.build(config.optim, names, rate)
+    stage = stage._replace(draw=lambda key, batch: {})
+    step = jax.jit(stepping.train_step(stage, tx, rate, 1))
+    state = stepping.new_state(student, tx)
+    output, groups = under(golden, "output"), golden["config/group_name"].tolist()
+    ids = [int(name.split("_")[1]) for name in groups]
+    last = max(ids)
+    for number, image in enumerate(golden["input/image"]):
+        scales = [given(golden, "layer_decay_rate") ** (last - i) for i in ids]
+        wanted = output[f"lr_step{number}"]
+        agree(float(rate(number)) * np.array(scales), wanted, f"rates {number}", 1e-6)
+        batch = {"image": nhwc(image), "label_map": golden["input/label"][number]}
+        state, told = step(state, frozen, batch, jax.random.key(0))
+        total = output[f"total_loss_step{number}"]
+        agree(told["loss"], total, f"loss {number}", 5e-5)
+        agree_terms(told, under(golden, f"output/step{number}"), 5e-5)
+    got = torch_names.to_torch(state.variables)
+    wanted = without("student.", under(golden, "output/final"))
+    left = set(wanted) - set(got)
+    assert left == checkpoint.matching(wanted, checkpoint.BUFFERS)
+    exempt = given(golden, "base_lr") * len(golden["input/image"])
+    for name, array in got.items():
+        agree_final(array, wanted[name], name, exempt)
+
+
+def agree_final(got, wanted, name, exempt):
+    if re.fullmatch(KEYS, name):
+        got, wanted = (bias.reshape(3, -1) for bias in (got, wanted))
+        assert np.abs(got[1] - wanted[1]).max() <= exempt, name
+        agree(got[::2], wanted[::2], name, 5e-5)
+    elif re.fullmatch(BEFORE_NORM, name):
+        assert np.abs(got - wanted).max() <= exempt, name
+    else:
+        agree(got, wanted, name, 5e-4 if re.fullmatch(FOLLOWERS, name) else 5e-5)
+
+
+# Inference and its measure.
+
+
+def test_inference():
+    golden = load("inference")
+    crop = given(golden, "crop_size")
+    keys = dict(
+        size="custom",
+        width=given(golden, "embed_dim"),
+        heads=given(golden, "num_heads"),
+        depth=given(golden, "depth"),
+        patch=given(golden, "patch_size"),
+        image_size=(crop, crop),
+        taps=tuple(golden["config/out_indices"].tolist()),
+        head_width=given(golden, "decode_channels"),
+    )
+    config = recipes.load("finetune:task=segmentation", {"model": keys})
+    model = upernet.segmentor(config.model, given(golden, "num_classes"), aux=False)
+    arrays = under(golden, "param")
+    weights = checkpoint.Weights("the golden file", arrays, {})
+    shapes = jax.eval_shape(lambda key: upernet.init(model, key), jax.random.key(0))
+    variables = checkpoint.graft(
+        shapes,
+        weights,
+        grid=vit.grid(config.model),
+        dropped=(r"auxiliary_head\..*",),
+    )
+    apply = jax.jit(lambda window: model.apply(variables, window, False).logits)
+    stride = given(golden, "stride")
+    plan = sliding.Plan("slide", (crop, crop), (stride, stride), (crop, 4 * crop))
+
+    def judged(name, size=None):
+        """Function from a size to the logits of that size."""
+        image = nhwc(golden[f"input/{name}_image"])[0]
+        image = image[: size[0], : size[1]] if size else image
+        windows = sliding.cut(image, plan)
+        logits = {}
+        for place, window in windows.items():
+            short = [(0, crop - side) for side in window.shape[:2]]
+            window = np.pad(window, [*short, (0, 0)])
+            logits[place] = np.asarray(apply(window[None])[0])
+        logits, own = sliding.in_order(logits), image.shape[:2]
+        strips = lambda out: list(sliding.merged(logits, own, out, plan))
+        return own, lambda out: np.concatenate(strips(out))
+
+    for name in ("slide", "small"):
+        wanted = under(golden, f"output/{name}")
+        size, at = judged(name)
+        agree(at(size), nhwc(wanted["logits"])[0], f"{name}: logits", 5e-5)
+        out = tuple(golden[f"config/{name}_ori_shape"].tolist())
+        rescaled = at(out)
+        agree(rescaled, nhwc(wanted["logits_rescaled"])[0], f"{name}: rescaled", 5e-5)
+        if "pred" in wanted:
+            clear = wanted["prob_margin"][0] >= 1e-4
+            best = rescaled.argmax(axis=-1)[clear]
+            np.testing.assert_array_equal(best, wanted["pred"][0][clear])
+        places = sliding.cut(np.zeros((*size, 1)), plan)
+        rows, columns = (sliding.starts(side, crop, stride) for side in size)
+        seen = [
+            (rows[i], rows[i] + len(w), columns[j], columns[j] + w.shape[1])
+            for (i, j), w in places.items()
+        ]
+        np.testing.assert_array_equal(seen, wanted["windows_y1y2x1x2"])
+
+    wanted = under(golden, "output/whole")
+    size, at = judged("whole")
+    agree(at(size), nhwc(wanted["logits"])[0], "whole", 5e-5)
+    out = tuple(golden["config/whole_ori_shape"].tolist())
+    agree(at(out), nhwc(wanted["logits_rescaled_full"])[0], "full", 5e-5)
+    # The picture is only a part of what was padded already.
+    valid = tuple(golden["config/whole_valid_shape"].tolist())
+    window = np.asarray(apply(nhwc(golden["input/whole_image"]))[0])
+    strips = sliding.merged(window[None, None], valid, out, plan)
+    got = np.concatenate(list(strips))
+    agree(got, nhwc(wanted["logits_rescaled_valid"])[0], "valid", 5e-5)
+
+
+def test_miou():
+    golden = load("miou")
+    classes = given(golden, "num_classes")
+    assert given(golden, "ignore_index") == confusion.IGNORED
+    for case in {key.split("/")[0] for key in under(golden, "input")}:
+        told, wanted = under(golden, f"input/{case}"), under(golden, f"output/{case}")
+        total = np.zeros((classes, classes), np.int64)
+        for name in sorted(name for name in told if name.startswith("pred")):
+            number = name.removeprefix("pred")
+            truth = told[f"gt{number}"]
+            if case == "reduce_zero":
+                truth = geometry.reduce_zero(truth)
+            counts = confusion.counts(told[name], truth, classes)
+            areas = under(golden, f"output/{case}/img{number}")
+            hit, predicted, label = np.diag(counts), counts.sum(0), counts.sum(1)
+            np.testing.assert_array_equal(hit, areas["intersect"])
+            np.testing.assert_array_equal(predicted, areas["pred_area"])
+            np.testing.assert_array_equal(label, areas["label_area"])
+            np.testing.assert_array_equal(predicted + label - hit, areas["union"])
+            total += counts
+        each, found = confusion.per_class(total), confusion.scores(total)
+        near = dict(rtol=1e-9, equal_nan=True)
+        np.testing.assert_allclose(each["iou"], wanted["per_class_iou"], **near)
+        np.testing.assert_allclose(each["accuracy"], wanted["per_class_acc"], **near)
+        for name in ("mIoU", "mAcc"):
+            exact = 100 * wanted[f"{name}_unrounded"]
+            np.testing.assert_allclose(found[name], exact, rtol=1e-9)
+        np.testing.assert_allclose(found["aAcc"], 100 * wanted["aAcc"], rtol=1e-9)
+        for name, value in found.items():
+            reported = round(value, 2) / 100
+            assert reported == pytest.approx(float(wanted[f"reported_{name}"]), 1e-9)
+
+
+# The training pipeline, stage by stage, each from the file's previous stage.
+
+
+def test_pipeline_sizes_and_labels():
+    golden = load("pipeline")
+    for u, box, size, wanted in zip(
+        golden["input/size_table/u"],
+        golden["output/size_table/scale_wh"],
+        golden["input/size_table/hw"].tolist(),
+        golden["output/size_table/new_hw"],
+        strict=True,
+    ):
+        assert geometry.scaled_box((2048, 512), 0.5 + 1.5 * u) == tuple(box)
+        np.testing.assert_array_equal(geometry.fit_size(size, box), wanted)
+    reduced = geometry.reduce_zero(golden["input/reduce_zero_label"])
+    np.testing.assert_array_equal(reduced, golden["output/reduce_zero_label"])
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load("pipeline")
+
+
+def cases(golden):
+    return {key.split("/")[1] for key in golden if key.endswith("/resize_img")}
+
+
+def test_pipeline_resize(pipeline):
+    low, high = pipeline["config/ratio_range"].tolist()
+    for case in cases(pipeline):
+        wanted = under(pipeline, f"output/{case}")
+        scale = low + (high - low) * given(pipeline, f"{case}/u")
+        box = geometry.scaled_box(pipeline["config/img_scale_wh"].tolist(), scale)
+        assert box == tuple(wanted["scale_wh"])
+        image, label = (pipeline["input/bgr_image"], pipeline[f"input/{case}/label"])
+        size = geometry.fit_size(label.shape, box)
+        got = geometry.resize_image(image, size).astype(int)
+        assert np.abs(got - wanted["resize_img"]).max() <= 1
+        got = geometry.resize_labels(label, size)
+        np.testing.assert_array_equal(got, wanted["resize_label"])
+
+
+def on_canvas(picture, canvas, fill):
+    padding = [
+        (0, side - have) for side, have in zip(canvas, picture.shape, strict=False)
+    ]
+    padding += [(0, 0)] * (picture.ndim - 2)
+    return np.pad(picture, padding, constant_values=fill)[None]
+
+
+def test_pipeline_on_the_device(pipeline):
+    """Flip, colour, normalisation and padding of crops that come padded."""
+    canvas = tuple(pipeline["config/crop_size"].tolist())
+    mean, std = (pipeline[f"config/{name}"] / 255 for name in ("mean", "std"))
+    spec = label_maps.Spec(tuple(mean.tolist()), tuple(std.tolist()))
+    for case in sorted(cases(pipeline)):
+        wanted = under(pipeline, f"output/{case}")
+        rgb = {n: a[..., ::-1] for n, a in wanted.items() if n.endswith("_img")}
+        size = np.array([wanted["crop_label"].shape], np.int32)
+        flip = jnp.asarray([given(pipeline, f"{case}/flip_u") < 0.5])
+        for name in ("img", "label"):
+            crop = wanted[f"crop_{name}"].reshape(*size[0], -1)
+            crop = jnp.asarray(on_canvas(crop, canvas, 0))
+            got = np.asarray(label_maps.mirror(crop, flip, size))
+            got = got[0, : size[0, 0], : size[0, 1]]
+            flipped = wanted[f"flip_{name}"].reshape(got.shape)
+            np.testing.assert_array_equal(got, flipped)
+        draws = photometric_draws(pipeline[f"config/{case}/photometric_draws"])
+        distorted = photometric.apply(rgb["flip_img"][None].astype(np.float32), draws)
+        # OpenCV rounds in the columns beyond the last multiple of 32.
+        whole = size[0, 1] // 32 * 32
+        got, expected = np.asarray(distorted[0]), rgb["photometric_img"].astype(int)
+        if whole:
+            agree_in_levels(got[:, :whole], expected[:, :whole], case)
+        assert np.abs(got - expected).max() <= (2 if whole == size[0, 1] else 3)
+        batch = {
+            "image": on_canvas(rgb["photometric_img"], canvas, 99),
+            "label_map": on_canvas(wanted["flip_label"], canvas, 255),
+            "image_size": size,
+        }
+        got = label_maps.prepare(batch, {}, spec)
+        image, final = np.asarray(got["image"][0]), wanted["final_img_rgb"]
+        assert np.abs(image - final).max() <= 1e-5
+        picture = image[: size[0, 0], : size[0, 1]]
+        assert np.abs(picture - wanted["normalize_img_rgb"]).max() <= 1e-5
+        np.testing.assert_array_equal(got["label_map"][0], wanted["final_label"])
+        check_whole_pipeline(batch, wanted, rgb, draws | {"flip": flip}, spec, case)
+
+
+def check_whole_pipeline(batch, wanted, rgb, draws, spec, case):
+    """The one call that training makes, from the crop to the network's input."""
+    canvas = batch["image"].shape[1:3]
+    crop = {
+        "image": on_canvas(rgb["crop_img"], canvas, 7),
+        "label_map": on_canvas(wanted["crop_label"], canvas, 255),
+        "image_size": batch["image_size"],
+    }
+    got = jax.jit(lambda b, d: label_maps.prepare(b, d, spec))(crop, draws)
+    np.testing.assert_array_equal(got["label_map"][0], wanted["final_label"])
+    apart = np.abs(np.asarray(got["image"][0]) - wanted["final_img_rgb"])
+    assert apart.max() * min(spec.std) * 255 <= 3.01, case

@@ -13,6 +13,8 @@ from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 
+NEEDS = ("init_from",)
+
 # Of a pre-training file, a classifier has no use for these.
 PRETRAINING = (
     r"decoder_.*",

@@ -6,7 +6,7 @@ from g2sd_jax import recipes
 
 MASKED = ("pretrain", "generic_distill", "dmae_distill")
 SEGMENTATION = ("finetune:task=segmentation", "specific_seg")
-STAGES = (*MASKED, "finetune", "specific_cls", "linprobe", *SEGMENTATION)
+STAGES = (*MASKED, "finetune", "specific_cls", "linprobe")
 
 SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=(16, 16), mlp_ratio=2.0)
 DECODER = dict(decoder="custom", dec_width=16, dec_depth=2, dec_heads=2)

@@ -37,6 +37,10 @@ def nhwc(array):
     return np.moveaxis(array, 1, -1)
 
 
+def without(prefix, arrays):
+    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+
 def filled(module_init, arrays, grid=(1, 1)):
     """Variables of a module, strictly from PyTorch-named arrays."""
     shapes = jax.eval_shape(module_init, jax.random.key(0))
@@ -118,9 +122,7 @@ def check_backbone(stem):
     grid = tuple(side // model.patch for side in model.image_size)
     init = lambda key: model.init(key, image, True)
     variables = filled(init, under(golden, "param"), grid)
-    cotangents = [
-        nhwc(golden[f"input/cotangent_level{level}"]) for level in range(len(grid) * 2)
-    ]
+    cotangents = [nhwc(golden[f"input/cotangent_level{level}"]) for level in range(4)]
 
     def score(params, image):
         levels = model.apply({**variables, "params": params}, image, False)
@@ -377,36 +379,28 @@ def check_resized(golden, tag):
     if "source_coords" in wanted:
         coordinates = relative_tables.coordinates(source, target)
         agree(coordinates, wanted.pop("source_coords"), tag, 1e-5)
-    width = wanted["pos_embed"].shape[-1]
-    tables = [n for n in wanted if n.endswith(TABLE)]
-    heads = wanted[tables[0]].shape[1] if tables else 2
-    model = pyramid.Backbone(
-        width=width,
-        depth=max(1, len(tables)),
-        heads=heads,
-        patch=16,
-        image_size=(16 * target,) * 2,
-        taps=(0,) * 4,
-    )
-    blank = jnp.zeros((1, *model.image_size, 3))
-    shapes = jax.eval_shape(lambda k: model.init(k, blank, True), jax.random.key(0))
-    # What the file leaves out of an encoder; the rest stays as it is initialised.
-    blank = {n: np.zeros(s, np.float32) for n, s in torch_names.shapes(shapes).items()}
-    rest = {n: a for n, a in blank.items() if n not in wanted}
-    rest = {n: a for n, a in rest.items() if segmentors.ENCODER.match(n)}
-    rest = {n: a for n, a in rest.items() if not n.endswith(TABLE)}
-    weights = segmentors.rename({**rest, **arrays}, "student", 16)
-    weights = checkpoint.Weights("the golden file", weights, {})
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    variables = {key: {"backbone": tree} for key, tree in zeros.items()}
-    fresh = [r"backbone\.fpn.*"] + [rf".*{TABLE}"] * (not tables)
+    tables = [name for name in wanted if name.endswith(TABLE)]
+    blocks = range(len(tables) or 1)
+    # The tree of a backbone that has just these parameters, and a bias in each block.
+    heads = wanted[tables[0]].shape[1] if tables else 1
+    rows = relative.rows((target, target))
+    block = {"attn": {TABLE: np.zeros((len(blocks), rows, heads), np.float32)}}
+    block["norm1"] = {"bias": np.zeros((len(blocks), 1), np.float32)}
+    tree = {"blocks": block, "pos_embed": np.zeros_like(wanted["pos_embed"])}
+    for name in set(wanted) & {"patch_embed.proj.weight"}:
+        kernel = np.zeros_like(wanted[name].transpose(2, 3, 1, 0))
+        tree["patch_embed"] = {"kernel": kernel}
+    arrays |= {f"blocks.{i}.norm1.bias": np.ones(1, np.float32) for i in blocks}
+    arrays = segmentors.rename(arrays, "student", 16)
+    weights = checkpoint.Weights("the golden file", arrays, {})
+    variables = {"params": {"backbone": tree}}
+    fresh = [] if tables else [rf".*{TABLE}"]
     got = checkpoint.graft(variables, weights, grid=(target,) * 2, fresh=fresh)
-    got = torch_names.to_torch(got)
+    got = without("backbone.", torch_names.to_torch(got))
     for name, array in wanted.items():
-        agree(got[f"backbone.{name}"], array, f"{tag}: {name}", 1e-5)
-    left = [n for n in got if n.endswith(TABLE) and n[len("backbone.") :] not in wanted]
-    assert not any(got[name].any() for name in left)
-    assert bool(left) == (not tables)
+        agree(got[name], array, f"{tag}: {name}", 1e-5)
+    if not tables:
+        assert not got[f"blocks.0.attn.{TABLE}"].any()
 
 
 # Colours, and the device's part of the training pipeline.
@@ -560,10 +554,6 @@ def test_distiller_forward(tmp_path):
     for name, logits in (("decode", out.logits), ("aux", out.auxiliary)):
         accuracy = 100 * cross_entropy.pixel_accuracy(logits, batch["label_map"])
         agree(accuracy[None], wanted[f"{name}.acc_seg"], f"{name}.acc_seg")
-
-
-def without(prefix, arrays):
-    return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
 # Followers of parameters that have no true gradient, so that rounding moves them.

@@ -469,3 +469,9 @@ def test_a_run_keeps_its_statistics_for_whoever_loads_it(tmp_path, student):
     assert set(arrays) == set(mine)
     name = "decode_head.bottleneck.bn.running_var"
     np.testing.assert_array_equal(arrays[name], mine[name])
+
+
+def test_a_teacher_keeps_its_statistics_in_float32(student):
+    kept = parallel.cast(student[2], jnp.bfloat16)
+    dtypes = {key: {x.dtype.name for x in jax.tree.leaves(kept[key])} for key in kept}
+    assert dtypes == {"params": {"bfloat16"}, "batch_stats": {"float32"}}

@@ -126,7 +126,8 @@ def windows_of(config):
     @functools.cache
     def dataset():
         found = source.load(config, config.data.eval_split, evaluate=True)
-        return found._replace(fetch=lambda indices: {})  # Only originals are judged.
+        # Only originals are judged.
+        return found._replace(fetch=lambda indices, epoch=None: {})
 
     def batches():
         hosts = jax.process_index(), jax.process_count()

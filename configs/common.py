@@ -200,6 +200,21 @@ def classifier(size, image=224, **changes):
     return model
 
 
+def segmentor(size, image=512, **changes):
+    """An encoder with relative positions, four taps, and UperNet's two heads."""
+    model = vit(size, image)
+    # Blocks, counted from 0, whose tokens become strides 4, 8, 16 and 32.
+    model.taps = (7, 11, 15, 23) if size == "l16" else (3, 5, 7, 11)
+    model.layer_scale = 1.0  # Where the learned factors of the residual branches start.
+    model.head_width = placeholder(int)  # Channels of the decode head; None: encoder's.
+    model.pool_scales = (1, 2, 3, 6)
+    model.aux_width = 256  # Channels of the auxiliary head; 0: no such head.
+    model.drop_path = 0.2 if size == "l16" else 0.1
+    model.dropout = 0.1  # Of whole channels before either head's classifier.
+    model.update(changes)
+    return model
+
+
 TINY = dict(size="custom", patch=16, image_size=(96, 96), mlp_ratio=4.0)
 
 
@@ -233,6 +248,12 @@ def smoke(config, args):
             model.update(TINY | shape)
             if "decoder" in model:
                 model.decoder = "dec128d4b"
+            if "taps" in model:
+                model.update(taps=(0, 1, 2, 3), head_width=32)
+            if "aux_width" in model:
+                model.aux_width = 32
+        if "inference" in config:
+            config.inference.update(fit=(96, 384), stride=(64, 64))
     if args.steps:
         config.total_steps = args.steps
         config.optim.warmup_epochs = 0.0

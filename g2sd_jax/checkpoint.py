@@ -13,10 +13,13 @@ import orbax.checkpoint as ocp
 
 from g2sd_jax import core, metrics
 from g2sd_jax.models import mae, vit
-from g2sd_jax.ops import patches, resize
-from g2sd_jax.weights import catalogue, importers, torch_names
+from g2sd_jax.ops import patches, relative, resize
+from g2sd_jax.weights import catalogue, importers, relative_tables, torch_names
 
 FOLDER = "checkpoints"
+# Of PyTorch's state dicts; the first has no use here, the second is a constant.
+BUFFERS = (r".*\.num_batches_tracked", r".*\.relative_position_index")
+CONV_SEG = "decode_head.conv_seg"
 
 
 class Manager:
@@ -54,20 +57,12 @@ class Manager:
         items = ocp.args.Composite(state=args)
         return self._orbax.restore(self.latest(), args=items)["state"]
 
-    def restore_params(self) -> tuple[dict, dict]:
-        """Parameters as numpy and the description, without knowing the config."""
-        found, describe = self._restore_parts("params")
-        return found["params"], describe
-
     def restore_variables(self) -> tuple[dict, dict]:
-        """The same with the model's state (batch statistics), as a model takes them."""
-        found, describe = self._restore_parts("params", "model_state")
-        return {"params": found["params"], **found["model_state"]}, describe
-
-    def _restore_parts(self, *parts):
+        """Variables as numpy and the description, without knowing the config."""
         step = self.latest()
-        held = self._orbax.item_metadata(step)["state"].tree
-        wanted = {part: jax.tree.map(lambda _: 0, held[part]) for part in parts}
+        tree = self._orbax.item_metadata(step)["state"].tree
+        held = {key: tree[key] for key in ("params", "model_state") if tree.get(key)}
+        wanted = jax.tree.map(lambda _: 0, held)
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(
             item=wanted,
@@ -76,7 +71,8 @@ class Manager:
         )
         items = ocp.args.Composite(state=args, describe=ocp.args.JsonRestore())
         found = self._orbax.restore(step, args=items)
-        return found["state"], found["describe"]
+        variables = {"params": found["state"].pop("params")}
+        return variables | found["state"].get("model_state", {}), found["describe"]
 
     def close(self) -> None:
         self._orbax.wait_until_finished()
@@ -102,12 +98,14 @@ class Weights:
 
     def summary(self) -> str:
         """A few words on what the file holds."""
-        width, depth = _encoder({name: a.shape for name, a in self.arrays.items()})
+        arrays = {n.removeprefix("backbone."): a for n, a in self.arrays.items()}
+        width, depth = _encoder({name: a.shape for name, a in arrays.items()})
         parts = [f"an encoder of {depth} blocks, width {width or '?'}"]
         parts += ["a decoder"] if self.has_decoder else ["no decoder"]
-        if "head.weight" in self.arrays:
-            parts.append(f"a head of {self.arrays['head.weight'].shape[0]} classes")
-        kernel = self.arrays.get("patch_embed.proj.weight")
+        for head, kind in (("head", "a head"), (CONV_SEG, "a segmentation head")):
+            if f"{head}.weight" in arrays:
+                parts.append(f"{kind} of {len(arrays[f'{head}.weight'])} classes")
+        kernel = arrays.get("patch_embed.proj.weight")
         if kernel is not None:
             parts.append(
                 f"patches of {kernel.shape[2]} pixels, {kernel.shape[1]} channels"
@@ -125,13 +123,13 @@ def read(path: str, key: str) -> Weights:
     if os.path.isfile(path) or importers.is_directory(path):
         arrays, describe = importers.read(path, key)
         return Weights(path, arrays, describe)
-    params, describe = _restored(path, key, Manager.restore_params)
+    variables, describe = _restored(path, key)
     grid = describe["grid"] if describe.get("kind") == "mae" else None
-    return Weights(path, torch_names.to_torch(params, grid), describe)
+    return Weights(path, torch_names.to_torch(variables, grid), describe)
 
 
-def _restored(path: str, key: str, restore: Callable):
-    """What `restore` takes from the newest checkpoint of the workdir `path`."""
+def _restored(path: str, key: str) -> tuple[dict, dict]:
+    """Variables and description of the newest checkpoint of the workdir `path`."""
     if not os.path.isdir(path):
         raise ValueError(f"{key}={path!r} does not exist; name a workdir or a file.")
     if not os.path.isdir(os.path.join(path, FOLDER)):
@@ -144,7 +142,7 @@ def _restored(path: str, key: str, restore: Callable):
     try:
         if manager.latest() is None:
             raise ValueError(f"{key}={path!r} holds no complete checkpoint yet.")
-        return restore(manager)
+        return manager.restore_variables()
     finally:
         manager.close()
 
@@ -157,7 +155,7 @@ def run_variables(path: str, shapes: Mapping, key: str) -> tuple[dict, dict]:
         shapes: what the run's stage starts from; the variables must be shaped alike.
         key: the option to name in errors.
     """
-    variables, describe = _restored(path, key, Manager.restore_variables)
+    variables, describe = _restored(path, key)
     mine, theirs = core.flatten(shapes), core.flatten(variables)
     differ = [
         f"{name} is {_shape(theirs, name)}, expected {_shape(mine, name)}"
@@ -253,30 +251,33 @@ def graft(
     fresh: Sequence[str] = (),
     dropped: Sequence[str] = (),
 ) -> dict:
-    """`variables` with their parameters taken from `weights`, strictly both ways.
+    """`variables` with their leaves taken from `weights`, strictly both ways.
 
     Args:
-        variables: {"params": ...}, arrays or shapes; a fresh parameter is kept.
+        variables: {"params": ...} and perhaps batch statistics, arrays or shapes; a
+            fresh one is kept.
         weights: what to take them from.
-        grid: (rows, columns) of patches of the target. A trained position table of
-            another grid is resized (bicubic, class row untouched); a sin-cos table the
-            target does not store is checked and left out.
+        grid: (rows, columns) of patches of the target. Tables of another grid are
+            resized: trained positions by bicubic interpolation, relative ones by a
+            spline, class rows untouched. A sin-cos table that the target does not store
+            is checked and left out.
         fresh: regexes of names that stay as initialised, whatever the file holds.
         dropped: regexes of names of the file that are not needed.
     Raises:
         ValueError: a parameter is neither found nor declared fresh, an entry neither
             used nor declared dropped, or a shape differs; all are listed.
     """
-    shapes = torch_names.shapes(variables["params"])
-    arrays = dict(weights.arrays)
-    if "pos_embed" in shapes and "pos_embed" in arrays:
-        arrays["pos_embed"] = _fit_table(arrays["pos_embed"], shapes, weights, grid)
+    shapes = torch_names.shapes(variables)
+    arrays = {
+        name: _fitted(name, array, shapes.get(name), weights, grid)
+        for name, array in weights.arrays.items()
+    }
     keep = matching(shapes, fresh)
     found = {n for n in shapes if n in arrays and n not in keep}
     constant = {n for n in arrays if n.endswith("pos_embed") and n not in shapes}
     constant -= matching(constant, dropped)
     spare = set(arrays) - found - constant
-    lost = spare - matching(spare, [*dropped, *fresh])
+    lost = spare - matching(spare, [*dropped, *fresh, *BUFFERS])
     missing = set(shapes) - found - keep
     wrong = [
         f"{name} is {arrays[name].shape}, expected {shapes[name]}"
@@ -294,12 +295,14 @@ def graft(
         )
     for name in constant:
         _check_constant(name, arrays[name], grid, weights)
+    for name in matching(arrays, BUFFERS[1:]):
+        _check_index(name, arrays[name], weights)
     metrics.say(
         f"{weights.source}: {len(found)} found, {len(keep)} fresh ({_few(keep)}), "
         f"{len(spare)} dropped ({_few(spare)})"
     )
     taken = {name: arrays[name] for name in found}
-    return {**variables, "params": torch_names.from_torch(variables["params"], taken)}
+    return torch_names.from_torch(variables, taken)
 
 
 def _others(shapes, keep, missing):
@@ -330,16 +333,35 @@ def _few(names, most=4):
     return ", ".join(names[:most]) + more
 
 
-def _fit_table(table, shapes, weights, grid):
-    if table.shape == shapes["pos_embed"]:
+def _fitted(name, table, wanted, weights, grid):
+    """A table of positions for `grid`; anything else, and what cannot be, as it is."""
+    if wanted is None or table.shape == wanted:
         return table
-    rows = weights.describe.get("grid") or [round((table.shape[1] - 1) ** 0.5)] * 2
-    if (
-        rows[0] * rows[1] + 1 != table.shape[1]
-        or table.shape[2:] != (shapes["pos_embed"][2:])
-    ):
-        return table  # Not a matter of the grid; the shapes are compared below.
-    return np.asarray(resize.resize_pos_embed(table, tuple(rows), grid))
+    if name.endswith("pos_embed") and table.shape[2:] == wanted[2:]:
+        theirs = _grid_of(weights, table.shape[1] - 1)
+        if theirs[0] * theirs[1] + 1 == table.shape[1]:
+            return np.asarray(resize.resize_pos_embed(table, theirs, grid))
+    if name.endswith("relative_position_bias_table") and table.shape[1:] == wanted[1:]:
+        sides = round((len(table) - relative.EXTRA) ** 0.5)
+        theirs = _grid_of(weights, ((sides + 1) // 2) ** 2)
+        if relative.rows(theirs) == len(table):
+            return relative_tables.resize(table, theirs, grid)
+    return table  # Not a matter of the grid; the shapes are compared later.
+
+
+def _grid_of(weights, patches):
+    """The grid a file was made for: as it says, else the square of so many patches."""
+    return tuple(weights.describe.get("grid") or [round(patches**0.5)] * 2)
+
+
+def _check_index(name, index, weights):
+    theirs = _grid_of(weights, len(index) - 1)
+    if not np.array_equal(index, relative.index(theirs)):
+        raise ValueError(
+            f"{weights.source}: {name} {index.shape} does not number the offsets of a "
+            f"{theirs[0]}x{theirs[1]} grid as here: row offsets slowest, then three "
+            "for the class token. Its tables would be read wrongly."
+        )
 
 
 def _check_constant(name, table, grid, weights):
@@ -358,6 +380,7 @@ def load_variables(
     *,
     grid: tuple[int, int],
     key: str = "config.teacher.checkpoint",
+    rename: Callable = core.identity,
     **declared,
 ) -> dict:
     """Frozen variables from a workdir, a file, or `random:SEED`.
@@ -368,6 +391,7 @@ def load_variables(
             module that they have to fill; raises if they can not serve.
         grid: as for `graft`.
         key: the config key to name in errors.
+        rename: weights -> weights under the module's names, where a file's may differ.
         **declared: `fresh` and `dropped` of `graft`.
     """
     if path.startswith("random:"):
@@ -378,6 +402,6 @@ def load_variables(
             f"{key}={path}: UNTRAINED weights, nothing can be learned from them"
         )
         return jax.device_get(jax.jit(fit(None))(jax.random.key(int(seed))))
-    weights = read(path, key)
+    weights = rename(read(path, key))
     shapes = jax.eval_shape(fit(weights), jax.random.key(0))
     return graft(shapes, weights, grid=grid, **declared)

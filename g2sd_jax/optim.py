@@ -66,7 +66,7 @@ def learning_rate(config, steps_per_epoch: float, total_steps: int) -> Callable:
         )
 
     def rate(step):
-        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
+        epoch = jnp.asarray(step, float) / steps_per_epoch  # float32 unless in x64.
         value = schedule(config, epoch, epochs)
         if not config.warmup_epochs:
             return value
@@ -111,10 +111,11 @@ def linprobe(config, names):
 
 def segmentation(config, names):
     """UperNet: layer decay on the backbone; tokens and position tables do decay."""
-    # Gammas are vectors too. The published exemption list never matches the prefixed
-    # names, hence cls_token, pos_embed and the relative tables decay.
-    vectors = f"{VECTORS}|.*\\.gamma_\\d|.*fpn1\\.1\\.weight"
-    return _layer_decay(config, names, vectors)
+    spared = f"{VECTORS}|.*\\.gamma_\\d|.*fpn1\\.1\\.weight"  # All the vectors.
+    if not config.decay_positions:
+        # The published list of these holds bare names, which the prefixed never match.
+        spared += r"|.*\.(cls_token|pos_embed|relative_position_bias_table)"
+    return _layer_decay(config, names, spared)
 
 
 def detection(config, names):
@@ -255,7 +256,7 @@ EXTRA = {
     },
     "preset": {
         "finetune": ("layer_decay", "decay_dist_token"),
-        "segmentation": ("layer_decay",),
+        "segmentation": ("layer_decay", "decay_positions"),
         "detection": ("layer_decay",),
     },
     "name": {

@@ -124,14 +124,17 @@ def _place(leaf, sharding):
     return jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at])
 
 
-def cast(tree, dtype):
-    """Floating leaves in `dtype`: how a teacher is kept."""
+def cast(variables: Mapping, dtype) -> dict:
+    """Parameters in `dtype`: how a teacher is kept. Its batch statistics stay float32.
+
+    Those are few, and a rounded variance would scale whole channels.
+    """
 
     def leaf(x):
         floating = jnp.issubdtype(x.dtype, jnp.floating)
         return x.astype(dtype) if floating else x
 
-    return jax.tree.map(leaf, tree)
+    return {**variables, "params": jax.tree.map(leaf, variables["params"])}
 
 
 def gather_states(state: Mapping) -> list[dict]:

@@ -38,6 +38,21 @@ def load(stem: str, folder: str = "classification") -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def given(golden, key):
+    """One value of the file's configuration."""
+    return golden[f"config/{key}"].item()
+
+
+def under(golden, prefix):
+    """{rest of the key: array} of the keys that start with `prefix`/."""
+    prefix += "/"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in golden.items()
+        if key.startswith(prefix)
+    }
+
+
 def agree(got, want, what: str, bound: float = 2e-5) -> None:
     """Within `bound` of the wanted tensor's largest value, not element by element."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)

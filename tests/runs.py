@@ -5,6 +5,7 @@
 from g2sd_jax import recipes
 
 MASKED = ("pretrain", "generic_distill", "dmae_distill")
+SEGMENTATION = ("finetune:task=segmentation", "specific_seg")
 STAGES = (*MASKED, "finetune", "specific_cls", "linprobe")
 
 SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=(16, 16), mlp_ratio=2.0)
@@ -14,6 +15,8 @@ DECODER = dict(decoder="custom", dec_width=16, dec_depth=2, dec_heads=2)
 def small(stage: str, **changes):
     """The smoke recipe of a stage, shrunk until a step takes milliseconds."""
     name, _, arguments = stage.partition(":")
+    if stage in SEGMENTATION:
+        return segmentation(name, arguments, **changes)
     overrides = {
         "model": SMALL | (DECODER if name in MASKED else {}),
         "data": dict(train_examples=64, classes=5),
@@ -37,6 +40,30 @@ def small(stage: str, **changes):
         overrides["distill"] = dict(student_blocks=(0, 1, 1), teacher_blocks=(0, 0, 1))
     if name == "generic_distill":
         overrides["distill.teacher_block"] = 1
+    return changed(name, arguments, overrides, changes)
+
+
+def segmentation(name, arguments, **changes):
+    """The same for pictures of 64 x 64 in patches of 16, under label maps."""
+    small = SMALL | dict(patch=16, image_size=(64, 64), taps=(0, 0, 1, 1))
+    small |= dict(head_width=8)
+    overrides = {
+        "model": dict(small, aux_width=8),
+        "data": dict(train_examples=64, classes=5),
+        "batch": 16,
+        "total_steps": 6,
+        "eval_epochs": 100.0,
+        "checkpoint.every": 3,
+        "progress": False,
+        "optim.warmup_epochs": 0.0,
+        "inference": dict(fit=(64, 256), stride=(43, 43)),
+    }
+    if name == "specific_seg":
+        overrides["teacher.model"] = small | dict(width=24, depth=3, taps=(0, 1, 1, 2))
+    return changed(name, arguments, overrides, changes)
+
+
+def changed(name, arguments, overrides, changes):
     arguments = ",".join(filter(None, ["smoke", arguments]))
     config = recipes.load(f"{name}:{arguments}", overrides)
     with config.unlocked():

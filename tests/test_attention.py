@@ -12,13 +12,13 @@ from golden_files import agree
 
 FORMS = {
     "cpu": attention.heads_first,
-    "default": jax.nn.dot_product_attention,
+    "default": attention.tokens_first,
     "chosen": attention.attention,
 }
 
 
-def plain(q, k, v):
-    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+def plain(q, k, v, bias=0.0):
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1]) + bias
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("bhqk,bkhd->bqhd", weights, v)
@@ -29,24 +29,34 @@ def qkv(rng):
     return [rng.normal(size=(2, 7, 3, 4)) for _ in range(3)]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_values(form, qkv):
-    got = FORMS[form](*(x.astype(np.float32) for x in qkv))
-    agree(got, plain(*qkv), form, 1e-6)
+@pytest.fixture
+def biased(qkv, rng):
+    return [*qkv, rng.normal(size=(3, 7, 7))]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradients_by_differences(form, qkv):
-    def loss(*qkv):
-        return jnp.sin(FORMS[form](*qkv)).sum()
+def test_values(form, qkv, biased):
+    for given in (qkv, biased):
+        got = FORMS[form](*(x.astype(np.float32) for x in given))
+        agree(got, plain(*given), form, 1e-6)
 
-    single = [jnp.asarray(x, jnp.float32) for x in qkv]
-    grads = jax.grad(loss, argnums=(0, 1, 2))(*single)
-    for which in range(3):
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("inputs", ["qkv", "biased"])
+def test_gradients_by_differences(form, inputs, request):
+    inputs = request.getfixturevalue(inputs)
+
+    def loss(*inputs):
+        return jnp.sin(FORMS[form](*inputs)).sum()
+
+    single = [jnp.asarray(x, jnp.float32) for x in inputs]
+    grads = jax.grad(loss, argnums=tuple(range(len(single))))(*single)
+    for which in range(len(inputs)):
         for at in ((0, 0, 0, 0), (1, 6, 2, 3), (0, 3, 1, 2)):
+            at = at if which < 3 else (at[2], at[1], at[3])
             sides = []
             for step in (1e-5, -1e-5):
-                moved = [x.copy() for x in qkv]
+                moved = [x.copy() for x in inputs]
                 moved[which][at] += step
                 sides.append(np.sin(plain(*moved)).sum())
             slope = (sides[0] - sides[1]) / 2e-5

@@ -15,10 +15,12 @@ from g2sd_jax import core, recipes, train
 from g2sd_jax.data import source
 
 STAGES = [name for name in recipes.names() if not name.startswith("chains/")]
-# Not read by a smoke run: it counts its steps itself, and its data are invented.
+STAGES.append("finetune:task=segmentation")
+# Not read by a smoke run of two steps: it counts its steps itself, has no time to warm
+# up, and its data are invented.
 FILES = ("path", "hold_out", "canvas", "eval_crop", "max_bad_share")
 FILES += ("class_list",)
-ELSEWHERE = {"total_epochs", "data.workers", "data.prefetch"}
+ELSEWHERE = {"total_epochs", "data.workers", "data.prefetch", "optim.warmup_start"}
 ELSEWHERE |= {f"data.{key}" for key in FILES}
 TFDS = {"data.data_dir", "data.index_dir", "data.shuffle_buffer"}  # test_data_tfds.
 
@@ -59,9 +61,13 @@ class Recorder:
                 self._number(value, f"{prefix}{key}.")
 
 
+def smoke(name, more=""):
+    return recipes.load(f"{name}{',' if ':' in name else ':'}smoke{more}")
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_smoke_runs_and_reads_every_key(name, tmp_path, monkeypatch):
-    config = recipes.load(f"{name}:smoke,steps=2")
+    config = smoke(name, ",steps=2")
     leaves = set(core.flatten(config.to_dict()))
     recorder = Recorder(config, monkeypatch)
     final = train.run(config, str(tmp_path))
@@ -91,7 +97,7 @@ def test_recorder_notices_a_key_nobody_reads(monkeypatch):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_smoke_lasts_long_enough_to_be_interrupted(name):
-    config = recipes.load(f"{name}:smoke")
+    config = smoke(name)
     assert config.total_steps >= 40
     assert config.checkpoint.every == 5
     assert config.compute_dtype == "float32"

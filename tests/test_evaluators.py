@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from g2sd_jax import core, parallel, recipes, train
-from g2sd_jax.data import fake, order
+from g2sd_jax.data import fake, geometry, order
 from g2sd_jax.tasks import classification, confusion
 
 CLASSES, BATCH = 5, 8
@@ -92,10 +92,15 @@ def test_confusion_on_label_maps_of_mixed_sizes(hosts):
     def predict(variables, frozen, batch):
         return {"label_map": batch["image"][..., 0] % CLASSES}
 
+    def answers(outputs, examples):
+        for predicted, example in zip(outputs["label_map"], examples, strict=False):
+            truth = example["label_map"]
+            yield geometry.resize_labels(np.asarray(predicted), truth.shape), truth
+
     def batches(host=0, hosts=1):
         return order.eval_batches(dataset, BATCH, host, hosts)
 
-    evaluator = confusion.evaluator(predict, batches, CLASSES)
+    evaluator = confusion.evaluator(predict, batches, CLASSES, answers)
     found = folded(evaluator, hosts, batches)
     pixels = sum(int((truth != confusion.IGNORED).sum()) for truth in truths)
     state = evaluator.start()

@@ -24,7 +24,7 @@ from g2sd_jax.ops import augment, mixup, patches, randaugment, resize
 from g2sd_jax.stages import generic_distill, linprobe
 from g2sd_jax.tasks import reconstruction
 from g2sd_jax.weights import torch_names
-from golden_files import agree
+from golden_files import agree, given, under
 
 # What the original keeps in a stage-1 student without training it.
 UNTRAINED = (r"decoder_norm\..*", r"decoder_pred\..*")
@@ -43,20 +43,6 @@ SHARED = {"patch_size": "patch", "in_chans": "channels", "mlp_ratio": "mlp_ratio
 
 
 # From a golden file to a stage and what it is given.
-
-
-def given(golden, key):
-    return golden[f"config/{key}"].item()
-
-
-def under(golden, prefix):
-    """{rest of the key: array} of the keys that start with `prefix`/."""
-    prefix += "/"
-    return {
-        key.removeprefix(prefix): value
-        for key, value in golden.items()
-        if key.startswith(prefix)
-    }
 
 
 def model_keys(golden, who=""):

@@ -77,12 +77,21 @@ def test_segmentation_decays_tokens_and_tables():
         "auxiliary_head.convs.0.conv.weight": (0.05, 13),
     }
     names = blocks(12, "backbone.") + list(wanted)
-    config = optimiser(preset="segmentation", layer_decay=0.65, wd=0.05)
+    keys = dict(layer_decay=0.65, wd=0.05, decay_positions=True)
+    config = optimiser(preset="segmentation", **keys)
     said = optim.hyper(config, names)
     for name, (wd, layer) in wanted.items():
         scale = pytest.approx(0.65 ** (13 - layer))
         assert said[name] == optim.Hyper(wd, scale), name
     assert said["backbone.cls_token"].lr_scale == pytest.approx(0.003697, rel=1e-3)
+    config.decay_positions = False
+    spared = optim.hyper(config, names)
+    changed = {name for name in names if said[name].wd != spared[name].wd}
+    assert changed == {
+        "backbone.cls_token",
+        "backbone.pos_embed",
+        "backbone.blocks.0.attn.relative_position_bias_table",
+    }
 
 
 def test_detection_spares_only_block_norms_and_positions():

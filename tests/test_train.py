@@ -97,7 +97,9 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(metrics.Late, "swap", killing)
 
 
-@pytest.mark.parametrize("stage", runs.STAGES)
+@pytest.mark.parametrize(
+    "stage", [*runs.STAGES, pytest.param("specific_seg", marks=pytest.mark.slow)]
+)
 def test_resume_equals_uninterrupted_bit_for_bit(stage, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     config = runs.small(stage)

@@ -24,8 +24,14 @@ def load(config, split) -> datasets.Dataset:
         config.model.image_size,
         config.model.channels,
         max(1, config.data.classes),
+        task_of(config),
         seed=zlib.crc32(split.encode()),
     )
+
+
+def task_of(config) -> str:
+    """Whose schema the recipe's examples have; stages without a task see pictures."""
+    return config.task if "task" in config else "classification"
 
 
 def dataset(
@@ -87,12 +93,13 @@ def segment(rng, size, channels, classes):
     for value in (*rng.integers(classes, size=4), IGNORED):
         (x1, y1, x2, y2) = random_box(rng, full.shape).astype(int)
         full[y1:y2, x1:x2] = value
+    picture = noisy(rng, colours(full, channels))
     rows, columns = (
         np.arange(new) * old // new for new, old in zip(size, full.shape, strict=True)
     )
-    label_map = full[rows[:, None], columns]
-    image = noisy(rng, colours(label_map, channels))
-    return {"image": image, "label_map": label_map}, {"label_map": full}
+    near = rows[:, None], columns
+    held = {"image": picture[near], "label_map": full[near]}
+    return held, {"image": picture, "label_map": full}
 
 
 def detect(rng, size, channels, classes, max_boxes, mask_size):

@@ -110,6 +110,59 @@ def soft_kl(
     return temperature**2 * _kl(teacher_logits, logits / temperature).mean()
 
 
+def channel_wise(
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float,
+    channels: int | None = None,
+) -> jax.Array:
+    """Cross-entropy of every channel's softmax over positions (CWD, as G2SD uses it).
+
+    T^2 sum(-softmax(teacher / T) log softmax(student / T)) / (B C). The entropy of the
+    teacher is not subtracted, so the least value is not 0; the gradient is the KL's.
+
+    Args:
+        logits: [B, h, w, C].
+        teacher_logits: [B, h, w, C].
+        temperature: T, of both softmaxes.
+        channels: the divisor C, if it is not that of the logits: the published code
+            divides by the channels the student had before a projection to C.
+    """
+    batch, *_, width = logits.shape
+    maps = [
+        x.astype(jnp.float32).reshape(batch, -1, width) / temperature
+        for x in (logits, jax.lax.stop_gradient(teacher_logits))
+    ]
+    agreed = jax.nn.softmax(maps[1], axis=1) * jax.nn.log_softmax(maps[0], axis=1)
+    return -(temperature**2) * agreed.sum() / (batch * (channels or width))
+
+
+REDUCTIONS = ("mean", "batch", "sum")
+
+
+def class_wise(
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float,
+    reduction: str = "mean",
+) -> jax.Array:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) over classes, per pixel.
+
+    Args:
+        logits: [B, h, w, C].
+        teacher_logits: [B, h, w, C].
+        temperature: T.
+        reduction: mean divides by all elements, C included, as published (the KL of a
+            pixel is C times as large); batch by B; sum by nothing.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
+    total = _kl(teacher_logits / temperature, logits / temperature).sum()
+    divisor = {"mean": logits.size, "batch": len(logits), "sum": 1}[reduction]
+    return temperature**2 * total / divisor
+
+
 def nkd(
     logits: jax.Array,
     teacher_logits: jax.Array,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from g2sd_jax import core
-from g2sd_jax.ops import attention
+from g2sd_jax.ops import attention, relative
 
 LN_EPS = 1e-6  # PyTorch's default is 1e-5; the papers' models all use this.
 
@@ -96,6 +96,7 @@ class Attention(nn.Module):
     heads: int
     kernel_init: Callable
     dtype: jnp.dtype = jnp.float32
+    relative_grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array):
@@ -106,7 +107,15 @@ class Attention(nn.Module):
         qkv = dense(3 * width, "qkv")(x)
         q, k, v = jnp.split(qkv, 3, axis=-1)
         shape = (batch, tokens, self.heads, width // self.heads)
-        out = attention.attention(*(x.reshape(shape) for x in (q, k, v)))
+        bias = None
+        if self.relative_grid:
+            table = self.param(
+                "relative_position_bias_table",
+                nn.initializers.zeros,
+                (relative.rows(self.relative_grid), self.heads),
+            )
+            bias = relative.bias(table.astype(jnp.float32), self.relative_grid)
+        out = attention.attention(*(x.reshape(shape) for x in (q, k, v)), bias)
         return dense(width, "proj")(out.reshape(x.shape)), (q, k, v)
 
 
@@ -175,19 +184,31 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     taps: bool = False
     relations: bool = False
+    relative_grid: tuple[int, int] | None = None
+    layer_scale: float | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None):
         """x [B, T, D]; keep [2, B]: what each residual branch is multiplied with."""
         width = x.shape[-1]
-        attn = Attention(self.heads, self.kernel_init, self.dtype, name="attn")
+        attn = Attention(
+            self.heads, self.kernel_init, self.dtype, self.relative_grid, name="attn"
+        )
         mlp = Mlp(
             int(width * self.mlp_ratio), width, self.kernel_init, self.dtype, name="mlp"
         )
         branch, qkv = attn(layer_norm("norm1")(x))
-        x = x + _dropped(branch, keep, 0)
-        x = x + _dropped(mlp(layer_norm("norm2")(x)), keep, 1)
+        x = x + _dropped(self._scaled(branch, "gamma_1"), keep, 0)
+        branch = mlp(layer_norm("norm2")(x))
+        x = x + _dropped(self._scaled(branch, "gamma_2"), keep, 1)
         return x, (x if self.taps else None, qkv if self.relations else None)
+
+    def _scaled(self, branch, name):
+        if self.layer_scale is None:
+            return branch
+        init = nn.initializers.constant(self.layer_scale)
+        gamma = self.param(name, init, branch.shape[-1:])
+        return branch * gamma.astype(branch.dtype)[None, None]
 
 
 def _dropped(branch, keep, which):
@@ -226,11 +247,16 @@ def stack(
     remat: str = "none",
     taps: bool = False,
     relations: bool = False,
+    relative_grid: tuple[int, int] | None = None,
+    layer_scale: float | None = None,
 ) -> Stack:
     """`depth` blocks on x [B, T, D], called inside a module's `@nn.compact`.
 
     `scan` compiles one block and loops over it, which compiles faster and keeps fewer
     buffers alive; unrolled, the compiler sees them all. The parameters are the same.
+    With `relative_grid`, the tokens are a class token and the patches of that grid, and
+    every block has a table of relative positions; with `layer_scale`, every residual
+    branch a learned factor per channel that starts there.
     """
     block = Block
     if remat != "none":
@@ -242,6 +268,16 @@ def stack(
         length=depth,
         unroll=1 if scan else depth,
     )
-    blocks = blocks(heads, mlp_ratio, kernel_init, dtype, taps, relations, name=name)
+    blocks = blocks(
+        heads,
+        mlp_ratio,
+        kernel_init,
+        dtype,
+        taps,
+        relations,
+        relative_grid,
+        layer_scale,
+        name=name,
+    )
     x, (taps, qkv) = blocks(x, keep)
     return Stack(x, taps, qkv)

@@ -112,24 +112,11 @@ class Vit(nn.Module):
             image: [B, H, W, C] float32, normalised.
             noise: [B, depth, 2] uniform, for drop path; None at inference.
         """
-        normal = layers.normal02
-        rows, columns = (side // self.patch for side in self.image_size)
-        embed = layers.PatchEmbed(
-            self.patch,
-            self.channels,
-            self.width,
-            xavier=False,
-            dtype=self.dtype,
-            name="patch_embed",
-        )
-        x = embed(patches.patchify(image, self.patch))  # [B, N, D]
-        token = (1, 1, self.width)
-        cls = self.param("cls_token", normal, token)
-        table = self.param("pos_embed", normal, (1, 1 + rows * columns, self.width))
-        x = prepend(cls, x) + table.astype(self.dtype)  # [B, 1 + N, D]
+        x = embed(self, image)
         if self.dist_token:
             # Last, and after the positions: G2SD gives it none, unlike DeiT.
-            last = self.param("dist_token", normal, token).astype(self.dtype)
+            token = (1, 1, self.width)
+            last = self.param("dist_token", layers.normal02, token).astype(self.dtype)
             last = jnp.broadcast_to(last, (x.shape[0], 1, self.width))
             x = jnp.concatenate([x, last], axis=1)  # [B, 2 + N, D]
         stack = layers.stack(
@@ -138,7 +125,7 @@ class Vit(nn.Module):
             depth=self.depth,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
-            kernel_init=normal,
+            kernel_init=layers.normal02,
             dtype=self.dtype,
             scan=self.scan,
             remat=self.remat,
@@ -171,6 +158,29 @@ class Vit(nn.Module):
         # In float32: [B, D] is small, and the loss wants its logits so.
         init = nn.initializers.normal(std)
         return nn.Dense(self.classes, kernel_init=init, name=name)
+
+
+def embed(module: nn.Module, image: jax.Array) -> jax.Array:
+    """[B, 1 + N, D] class token and patches of an image, trained positions added.
+
+    Args:
+        module: whose parameters they are; called inside its `@nn.compact`.
+        image: [B, H, W, C] float32, normalised.
+    """
+    rows, columns = (side // module.patch for side in module.image_size)
+    patch_embed = layers.PatchEmbed(
+        module.patch,
+        module.channels,
+        module.width,
+        xavier=False,
+        dtype=module.dtype,
+        name="patch_embed",
+    )
+    x = patch_embed(patches.patchify(image, module.patch))  # [B, N, D]
+    normal, count = layers.normal02, 1 + rows * columns
+    cls = module.param("cls_token", normal, (1, 1, module.width))
+    table = module.param("pos_embed", normal, (1, count, module.width))
+    return prepend(cls, x) + table.astype(module.dtype)  # [B, 1 + N, D]
 
 
 def prepend(token: jax.Array, x: jax.Array) -> jax.Array:

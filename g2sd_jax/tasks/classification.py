@@ -14,6 +14,8 @@ from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.tasks import confusion
 
+NEEDS = ("init_from",)
+
 # Of a pre-training file, a classifier has no use for these.
 PRETRAINING = (
     r"decoder_.*",

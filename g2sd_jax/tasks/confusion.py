@@ -3,11 +3,11 @@
 """Confusion counts, of pixels over label maps of any size, and what they tell."""
 
 import numpy as np
-from PIL import Image
 
 from g2sd_jax import core
+from g2sd_jax.losses import cross_entropy
 
-IGNORED = 255
+IGNORED = cross_entropy.IGNORED
 
 
 def counts(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
@@ -19,6 +19,12 @@ def counts(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray
         classes: C.
     """
     known = truth != IGNORED
+    if known.any() and truth[known].max() >= classes:
+        raise ValueError(
+            f"a label map holds class {truth[known].max()}, but config.data.classes="
+            f"{classes} are numbered 0..{classes - 1} ({IGNORED} is ignored); correct "
+            "config.data.classes, or the labels."
+        )
     return table(predicted[known], truth[known], classes)
 
 
@@ -28,13 +34,15 @@ def table(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def evaluator(predict, batches, classes: int) -> core.Evaluator:
+def evaluator(predict, batches, classes: int, answers) -> core.Evaluator:
     """mIoU, mAcc and aAcc against each example's own label map, at its own size.
 
     Args:
-        predict: (variables, frozen, batch) -> {"label_map": [B, h, w]}, at one size.
-        batches: as `core.Evaluator` has it; examples hold `label_map` [H, W].
+        predict: (variables, frozen, batch) -> outputs.
+        batches: as `core.Evaluator` has it.
         classes: C.
+        answers: (outputs, examples) -> pairs of [H, W] class ids, the predicted ones
+            and the truth, each picture once.
     """
 
     def start():
@@ -42,13 +50,8 @@ def evaluator(predict, batches, classes: int) -> core.Evaluator:
 
     def update(state, outputs, examples):
         confusion = state["confusion"].copy()
-        # An example padding the batch has no original, so it is never reached.
-        for predicted, example in zip(outputs["label_map"], examples, strict=False):
-            truth = example["label_map"]
-            image = Image.fromarray(predicted.astype(np.uint8))
-            size = truth.shape[::-1]
-            resized = np.asarray(image.resize(size, Image.Resampling.NEAREST))
-            confusion += counts(resized, truth, classes)
+        for predicted, truth in answers(outputs, examples):
+            confusion += counts(predicted, truth, classes)
         return dict(confusion=confusion)
 
     def merge(states):
@@ -68,19 +71,34 @@ def evaluator(predict, batches, classes: int) -> core.Evaluator:
     )
 
 
-def scores(confusion: np.ndarray) -> dict:
-    """Percentages over the classes that occur (in the truth or in the prediction)."""
+def per_class(confusion) -> dict:
+    """`iou` and `accuracy` [C] of each class in 0..1; NaN where it never occurs."""
     hit = np.diag(confusion).astype(np.float64)
     truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     union = truth + predicted - hit
+    ratio = lambda below: np.divide(
+        hit, below, out=np.full(len(hit), np.nan), where=below > 0
+    )
+    return dict(iou=ratio(union), accuracy=ratio(truth))
+
+
+def scores(confusion) -> dict:
+    """Percentages; means are over the classes that occur."""
+
+    def mean(values):
+        known = values[~np.isnan(values)]
+        return 100.0 * float(known.mean()) if len(known) else float("nan")
+
+    each = per_class(confusion)
+    right = np.diag(confusion).sum() / max(confusion.sum(), 1)
     return {
-        "mIoU": 100.0 * float(np.mean(hit[union > 0] / union[union > 0])),
-        "mAcc": 100.0 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
-        "aAcc": 100.0 * float(hit.sum() / max(confusion.sum(), 1)),
+        "mIoU": mean(each["iou"]),
+        "mAcc": mean(each["accuracy"]),
+        "aAcc": 100.0 * float(right),
     }
 
 
-def per_class(confusion: np.ndarray, names=()) -> list[dict]:
+def breakdown(confusion: np.ndarray, names=()) -> list[dict]:
     """One row per class: how often it is found, and what it is taken for.
 
     Args:

@@ -152,6 +152,7 @@ def invented_batch(config) -> dict:
         config.model.image_size,
         config.model.channels,
         max(1, config.data.classes),
+        fake.task_of(config),
     )
     rows = np.resize(np.arange(few), config.batch // jax.process_count())
     examples = dataset.fetch(np.arange(few))

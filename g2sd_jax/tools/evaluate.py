@@ -57,7 +57,7 @@ def evaluate(model: finished.Finished) -> dict:
             if len(names) != len(counts):
                 names = ()
             found[name]["confusion"] = counts.tolist()
-            found[name]["classes"] = confusion.per_class(counts, names)
+            found[name]["classes"] = confusion.breakdown(counts, names)
     return dict(
         weights=model.source,
         stage=model.config.stage,

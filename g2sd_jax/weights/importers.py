@@ -20,6 +20,7 @@ from g2sd_jax.weights import catalogue, transformers_names
 
 OURS = "g2sd_jax"  # The key of our description in a file.
 LN_EPS = 1e-6  # That of models.layers.
+HOLDERS = ("state_dict", "model", "module")  # Where a .pth keeps its state dict.
 
 
 def read(path: str, key: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -136,12 +137,12 @@ def _torch(path, key):
     state, told = file, {}
     if isinstance(file, dict):
         told = _description(file.get(OURS, "{}"), path, key)
-        state = next((file[k] for k in ("model", "state_dict") if k in file), file)
+        state = next((file[k] for k in HOLDERS if k in file), file)
     values = list(state.values()) if isinstance(state, dict) else []
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         raise ValueError(
-            f"{key}={path!r} holds no state dict, neither itself nor as its 'model' or "
-            "'state_dict'."
+            f"{key}={path!r} holds no state dict, neither itself nor as its "
+            f"{', '.join(HOLDERS)}."
         )
     # What DistributedDataParallel puts before every name.
     names = {name: name.removeprefix("module.") for name in state}

@@ -4,7 +4,8 @@
 
 A path in our tree is a name in a state dict but for four rules: blocks are stacked on
 a leading [depth] axis, `kernel` and `scale` are called `weight`, a linear kernel is
-transposed, and a convolution's is [kh, kw, in, out] instead of [out, in, kh, kw].
+transposed, and a convolution's is [kh, kw, in, out] instead of [out, in, kh, kw]. Trees
+may be parameters, or variables with their batch statistics.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 from g2sd_jax import core
 from g2sd_jax.ops import patches
 
+COLLECTIONS = ("params", "batch_stats")  # Named by no state dict.
 STACKED = ("blocks", "decoder_blocks")
 RENAMED = {
     "kernel": "weight",
@@ -29,7 +31,7 @@ def leaf_names(path: str, leaf) -> tuple[str, ...]:
     parts = path.split(".")
     if parts[-2:] == ["patch_embed", "kernel"] or parts[-2:] == ["patch_embed", "bias"]:
         parts.insert(-1, "proj")
-    if parts[0] == "batch_stats":
+    if parts[0] in COLLECTIONS:
         del parts[0]
     parts[-1] = RENAMED.get(parts[-1], parts[-1])
     at = next((i for i, part in enumerate(parts) if part in STACKED), None)
@@ -67,7 +69,7 @@ def _from_torch(path: str, array):
 
 
 def to_torch(params: Mapping, grid: tuple[int, int] | None = None) -> dict:
-    """{PyTorch name: float32 numpy array} of a parameter tree.
+    """{PyTorch name: float32 numpy array} of a tree of parameters or variables.
 
     Args:
         params: our tree.

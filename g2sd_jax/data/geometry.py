@@ -1,0 +1,51 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and resizing of pictures and label maps on the host, in uint8."""
+
+import numpy as np
+
+
+def fit_size(size, box):
+    """(height, width) of a picture scaled to fit a box, its aspect kept.
+
+    Args:
+        size: (height, width) of the picture.
+        box: two sides; the longer one bounds the longer side, whichever that is.
+    """
+    factor = min(max(box) / max(size), min(box) / min(size))
+    return tuple(int(side * factor + 0.5) for side in size)
+
+
+def scaled_box(box, ratio):
+    """Both sides of a box times a random ratio, cut off to whole pixels."""
+    return tuple(int(side * ratio) for side in box)
+
+
+def reduce_zero(label_map):
+    """Label 0 becomes 255 (ignored), the others one less; 255 stays (ADE20K)."""
+    return np.where(label_map == 255, 255, label_map - np.uint8(1))
+
+
+def resize_image(image, size):
+    """Bilinear, half-pixel centres, no antialias: [H, W, C] uint8 -> [*size, C]."""
+    if image.shape[:2] == tuple(size):
+        return image
+    image = image.astype(np.float32)
+    for axis, new in enumerate(size):
+        old = image.shape[axis]
+        centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+        low = np.minimum(centre.astype(int), old - 1)
+        share = (centre - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
+        upper = image.take(np.minimum(low + 1, old - 1), axis=axis)
+        low = image.take(low, axis=axis)
+        image = low + (upper - low) * share
+    return (image + 0.5).astype(np.uint8)
+
+
+def resize_labels(label_map, size):
+    """The nearest label at the top left, as OpenCV has it: [H, W] -> [*size]."""
+    rows, columns = (
+        np.minimum(np.floor(np.arange(new) * (1 / (new / old))), old - 1).astype(int)
+        for old, new in zip(label_map.shape, size, strict=True)
+    )
+    return label_map[rows[:, None], columns]

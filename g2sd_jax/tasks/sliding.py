@@ -1,0 +1,162 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of any size through a network of one size, window by window.
+
+Only windows go to the device, always equally many of one size, so that one program
+serves every picture. Their logits are enlarged, averaged where windows overlap and
+resized to the original's size: all of it linear and separable, hence one matrix per
+axis, applied on the host.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from g2sd_jax import core
+from g2sd_jax.data import geometry
+from g2sd_jax.ops import resize
+
+MODES = ("slide", "whole")
+ROWS = 64  # Of an answer that are in memory at a time, with all their classes.
+
+
+class Plan(NamedTuple):
+    """How pictures are cut."""
+
+    mode: str  # slide; whole: each picture is one window
+    window: tuple[int, int]  # (height, width) of the network
+    stride: tuple[int, int]
+    fit: tuple[int, int]  # Shorter and longer side at most, before it is cut.
+
+
+def plan(config) -> Plan:
+    """The `Plan` of `config.inference`."""
+    said, window = config.inference, tuple(config.model.image_size)
+    core.one_of("config.inference.mode", said.mode, MODES)
+    for key in ("fit", "stride"):
+        sides = tuple(said[key])
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(
+                f"config.inference.{key}={sides}: give two positive sides in pixels."
+            )
+    if any(step > side for step, side in zip(said.stride, window, strict=True)):
+        raise ValueError(
+            f"config.inference.stride={tuple(said.stride)} leaves gaps between windows "
+            f"of config.model.image_size={window}; use steps of at most that."
+        )
+    return Plan(said.mode, window, tuple(said.stride), tuple(said.fit))
+
+
+def fitted(size, plan: Plan) -> tuple[int, int]:
+    """(height, width) at which a picture of `size` is looked at."""
+    if plan.mode == "slide":
+        return geometry.fit_size(size, plan.fit)
+    factor = min(have / side for have, side in zip(plan.window, size, strict=True))
+    return tuple(int(side * factor + 0.5) for side in size)
+
+
+def starts(size: int, window: int, stride: int) -> list[int]:
+    """Where windows along one side begin; the last is shifted back inside."""
+    count = max(size - window + stride - 1, 0) // stride + 1
+    return [max(min(stride * i + window, size) - window, 0) for i in range(count)]
+
+
+def merging(size: int, window: int, stride: int, low: int) -> np.ndarray:
+    """[size, n * low]: from the logits of n windows to their mean at every pixel."""
+    enlarge = resize.linear_weights(low, window)
+    begins = starts(size, window, stride)
+    matrix, covered = np.zeros((size, len(begins), low)), np.zeros((size, 1, 1))
+    for i, begin in enumerate(begins):
+        end = min(begin + window, size)
+        matrix[begin:end, i] += enlarge[: end - begin]
+        covered[begin:end] += 1
+    return (matrix / covered).reshape(size, -1)
+
+
+def cut(image: np.ndarray, plan: Plan) -> dict:
+    """The windows of a picture [h, w, C] by their place (row, column).
+
+    Smaller ones, at the edges of a small picture, are not padded yet.
+    """
+    height, width = plan.window
+    rows, columns = (
+        starts(size, window, stride)
+        for size, window, stride in zip(
+            image.shape[:2], plan.window, plan.stride, strict=True
+        )
+    )
+    return {
+        (i, j): image[y : y + height, x : x + width]
+        for i, y in enumerate(rows)
+        for j, x in enumerate(columns)
+    }
+
+
+def merged(logits: np.ndarray, size, out_size, plan: Plan):
+    """Averages windows, and resizes to the original's size.
+
+    Args:
+        logits: [rows, columns, h, w, C] of the windows of `cut`.
+        size: (height, width) of the picture that was cut.
+        out_size: (height, width) wanted.
+        plan: the one it was cut by.
+    Yields:
+        [up to ROWS, width, C] float32, from the top to the bottom of the answer.
+    """
+    down, across = (
+        (resize.linear_weights(old, new) @ merging(old, window, stride, low)).astype(
+            np.float32
+        )
+        for old, new, window, stride, low in zip(
+            size, out_size, plan.window, plan.stride, logits.shape[2:4], strict=True
+        )
+    )
+    count, columns, h, w, classes = logits.shape
+    stacked = logits.transpose(0, 2, 1, 3, 4).reshape(count * h, -1)
+    for first in range(0, len(down), ROWS):
+        part = (down[first : first + ROWS] @ stacked).reshape(-1, columns * w, classes)
+        yield across @ part
+
+
+class Scene:
+    """A picture under judgement: its windows' logits, until all have arrived."""
+
+    def __init__(self, example, plan: Plan):
+        self.truth = example["label_map"]
+        self._plan, image = plan, example["image"]
+        image = geometry.resize_image(image, fitted(image.shape[:2], plan))
+        self._size, self._logits = image.shape[:2], {}
+        self.windows = cut(image, plan)
+
+    def add(self, place, logits) -> bool:
+        """Takes the logits [h, w, C] of one window; whether it was the last one."""
+        self._logits[place] = logits
+        return len(self._logits) == len(self.windows)
+
+    def answer(self) -> np.ndarray:
+        """[H, W] uint8 classes, at the size of the truth."""
+        logits = in_order(self._logits)
+        self._logits = {}  # They are large.
+        strips = merged(logits, self._size, self.truth.shape, self._plan)
+        return np.concatenate([best(strip) for strip in strips])
+
+
+def in_order(logits: dict) -> np.ndarray:
+    """{(row, column): [h, w, C]} -> [rows, columns, h, w, C]."""
+    rows, columns = (1 + max(side) for side in zip(*logits, strict=True))
+    row = lambda i: np.stack([logits[i, j] for j in range(columns)])
+    return np.stack([row(i) for i in range(rows)])
+
+
+def best(logits: np.ndarray) -> np.ndarray:
+    return logits.argmax(axis=-1).astype(np.uint8)
+
+
+def padded(windows: list, count: int, plan: Plan, channels: int) -> dict:
+    """A batch of `count` rows of uint8 windows; rows that are left are not valid."""
+    image = np.zeros((count, *plan.window, channels), np.uint8)
+    size = np.tile(np.int32(plan.window), (count, 1))
+    for row, window in enumerate(windows):
+        image[row, : window.shape[0], : window.shape[1]] = window
+        size[row] = window.shape[:2]
+    return dict(image=image, image_size=size, valid=np.arange(count) < len(windows))

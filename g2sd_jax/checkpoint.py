@@ -2,47 +2,128 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's own checkpoints, and strict loading of anybody's weights."""
 
+import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from g2sd_jax import core, metrics
+from g2sd_jax import cluster, core, metrics
+from g2sd_jax import workdir as folder
 from g2sd_jax.ops import patches, resize
 from g2sd_jax.weights import importers, torch_names
 
 FOLDER = "checkpoints"
+BEST_IS = "config.checkpoint.best_is"
 
 
 class Manager:
-    """Orbax's manager of `workdir/checkpoints`: the state and its description."""
+    """Orbax's manager of `workdir/checkpoints`: the state and its description.
 
-    def __init__(self, workdir: str, keep: int | None = None):
-        folder = os.path.join(os.path.abspath(workdir), FOLDER)
-        self._orbax = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-            item_handlers=dict(
-                state=ocp.PyTreeCheckpointHandler(),
-                describe=ocp.JsonCheckpointHandler(),
-            ),
+    A save goes on in the background, under a name that no restore looks at, and is
+    renamed when it is whole: that is what commits it.
+
+    Args:
+        workdir: the run's folder.
+        keep: how many of the newest to keep; None only reads, and touches nothing.
+        best: a metric such as `eval/top1`: the checkpoint with its best value is kept
+            as well. "" keeps none for that.
+        best_is: "max" or "min".
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        keep: int | None = None,
+        best: str = "",
+        best_is: str = "max",
+    ):
+        self._workdir = folder.absolute(workdir)
+        self._folder = epath.Path(self._workdir) / FOLDER
+        self._best, self._reads = best, keep is None
+        policies = [ocp.checkpoint_managers.LatestN(keep)]
+        value = {"max": 1, "min": -1}[core.one_of(BEST_IS, best_is, ("max", "min"))]
+        # A checkpoint from before `best` was asked for does not know it.
+        rank = lambda scores: value * scores.get(best, -value * np.inf)
+        if best:
+            best_one = ocp.checkpoint_managers.BestN(
+                get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
+            )
+            policies.append(best_one)
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=rank if best else None,
+            # What a killed save left; nobody else writes here while we do.
+            cleanup_tmp_directories=True,
         )
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, best_fn=rank if best else None
+            )
+        with self._told("opened"):
+            self._orbax = ocp.CheckpointManager(
+                self._folder,
+                options=options,
+                item_handlers=dict(
+                    state=ocp.PyTreeCheckpointHandler(),
+                    describe=ocp.JsonCheckpointHandler(),
+                ),
+            )
+
+    def steps(self) -> list[int]:
+        """Of all committed checkpoints, the newest first."""
+        return sorted(self._orbax.all_steps(), reverse=True)
 
     def latest(self) -> int | None:
-        return self._orbax.latest_step()
+        return next(iter(self.steps()), None)
 
-    def save(self, step: int, state: core.TrainState, describe: Mapping) -> None:
+    def save(
+        self,
+        step: int,
+        state: core.TrainState,
+        describe: Mapping,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts to write `state`, after the previous save has ended.
+
+        Args:
+            step: of the state.
+            state: may be donated as soon as this returns.
+            describe: what later commands need to know.
+            scores: the evaluation of this state, where one was made.
+        """
         if step in self._orbax.all_steps():
             return
+        scores = dict(scores) if scores and self._best else None
+        if scores and self._best not in scores:
+            known = ", ".join(scores)
+            raise ValueError(
+                f"config.checkpoint.best={self._best!r} is not among the metrics of "
+                f"this stage: {known}."
+            )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             describe=ocp.args.JsonSave(dict(describe)),
         )
-        self._orbax.save(step, args=items)
+        with self._told("written"):
+            if not self._folder.exists():
+                raise FileNotFoundError("the folder has vanished")
+            self._orbax.save(step, args=items, metrics=scores)
+
+    def check(self) -> None:
+        """Raises what went wrong with the save in the background, if anything did."""
+        with self._told("written"):
+            self._orbax.check_for_errors()
+
+    def wait(self) -> None:
+        """Until what was saved is committed."""
+        with self._told("written"):
+            self._orbax.wait_until_finished()
 
     def restore(self, abstract: core.TrainState) -> core.TrainState:
         """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say."""
@@ -51,13 +132,21 @@ class Manager:
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         )
         items = ocp.args.Composite(state=args)
-        return self._orbax.restore(self.latest(), args=items)["state"]
+        read = lambda step: self._orbax.restore(step, args=items)["state"]
+        return self._newest(read, self.steps())
 
-    def restore_params(self) -> tuple[dict, dict]:
-        """Parameters as numpy and the description, without knowing the config."""
-        step = self.latest()
-        params = self._orbax.item_metadata(step)["state"].tree["params"]
-        wanted = {"params": jax.tree.map(lambda _: 0, params)}
+    def restore_variables(self, step: int | None = None) -> tuple[dict, dict]:
+        """Variables as numpy and the description, without knowing the config.
+
+        Args:
+            step: of the checkpoint; None takes the newest that can be read.
+        """
+        return self._newest(self._variables, self.steps() if step is None else [step])
+
+    def _variables(self, step):
+        tree = self._orbax.item_metadata(step)["state"].tree
+        kept = {key: tree.get(key) or {} for key in ("params", "model_state")}
+        wanted = jax.tree.map(lambda _: 0, kept)
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(
             item=wanted,
@@ -66,11 +155,74 @@ class Manager:
         )
         items = ocp.args.Composite(state=args, describe=ocp.args.JsonRestore())
         found = self._orbax.restore(step, args=items)
-        return found["state"]["params"], found["describe"]
+        state = found["state"]
+        variables = {"params": state["params"], **(state.get("model_state") or {})}
+        return variables, found["describe"]
+
+    def _newest(self, read: Callable, steps: Sequence[int]):
+        """`read(step)` of the first of `steps` that every process can read."""
+        broken = {}
+        for step in steps:
+            reason, found = None, None
+            try:
+                found = read(step)
+            except Exception as error:  # Files can be wrong in any way.
+                reason = _first_line(error)
+            reasons = cluster.everybody(f"the checkpoint of step {step}", reason)
+            reason = next(filter(None, reasons), None)
+            if reason is None:
+                self._set_aside(broken)
+                return found
+            broken[step] = reason
+        listed = "; ".join(f"step {step}: {why}" for step, why in broken.items())
+        raise ValueError(
+            f"no checkpoint in {self._folder} can be read ({listed}). Take another "
+            "workdir, or move that folder away to start anew."
+        )
+
+    def _set_aside(self, broken: Mapping[int, str]):
+        for step, reason in broken.items():
+            metrics.say(
+                f"{self._folder / str(step)} cannot be read and is left out: {reason}"
+            )
+            if self._reads:
+                continue
+            # Else it would count as the newest, and nothing before it could be saved.
+            away = self._folder.parent / "broken_checkpoints" / str(step)
+            if jax.process_index() == 0:
+                away.parent.mkdir(exist_ok=True)
+                if away.exists():
+                    away.rmtree()
+                (self._folder / str(step)).rename(away)
+        if broken and not self._reads:
+            cluster.everybody("broken checkpoints", None)
+            self._orbax.reload()
+
+    @contextlib.contextmanager
+    def _told(self, done: str):
+        try:
+            yield
+        except Exception as error:  # Orbax and its storage raise their own kinds.
+            raise OSError(
+                f"a checkpoint in {self._folder} could not be {done}: "
+                f"{_first_line(error)}. Look at the space and the permissions there; "
+                "the same command then goes on from the last committed checkpoint."
+            ) from error
 
     def close(self) -> None:
-        self._orbax.wait_until_finished()
+        """Waits for the save that is under way, and says if it fails."""
+        self.wait()
         self._orbax.close()
+
+
+def _first_line(error: BaseException) -> str:
+    """The part of a library's error that a person can act on."""
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        )
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,25 +256,39 @@ def read(path: str, key: str) -> Weights:
             f"{key} is empty: name a workdir of an earlier stage or a weight file "
             "(random:SEED gives untrained weights, for smoke runs and measurements)."
         )
-    if os.path.isfile(path):
+    if epath.Path(path).is_file():
         arrays, describe = importers.read(path, key)
         return Weights(path, arrays, describe)
-    if not os.path.isdir(path):
+    path, step = one_of_many(path)
+    if not epath.Path(path).is_dir():
         raise ValueError(f"{key}={path!r} does not exist; name a workdir or a file.")
-    if not os.path.isdir(os.path.join(path, FOLDER)):
+    if not (epath.Path(path) / FOLDER).is_dir():
         raise ValueError(
             f"{key}={path!r} is not a workdir: it has no folder {FOLDER}/; name the "
             "--workdir of a finished run, or a weight file."
         )
     manager = Manager(path)
     try:
-        if manager.latest() is None:
-            raise ValueError(f"{key}={path!r} holds no complete checkpoint yet.")
-        params, describe = manager.restore_params()
+        steps = manager.steps()
+        if not steps or step not in (None, *steps):
+            held = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+            raise ValueError(
+                f"{key}={path!r} holds no complete checkpoint"
+                f"{'' if step is None else f' of step {step}'} yet; it has {held}."
+            )
+        variables, describe = manager.restore_variables(step)
     finally:
         manager.close()
     grid = describe["grid"] if describe.get("kind") == "mae" else None
-    return Weights(path, torch_names.to_torch(params, grid), describe)
+    return Weights(path, torch_names.to_torch(variables["params"], grid), describe)
+
+
+def one_of_many(path: str) -> tuple[str, int | None]:
+    """`WORKDIR/checkpoints/STEP` as (WORKDIR, STEP), any other path as (path, None)."""
+    above, _, last = path.rstrip("/").rpartition("/")
+    if last.isdigit() and above.rpartition("/")[2] == FOLDER:
+        return above.rpartition("/")[0] or ".", int(last)
+    return path, None
 
 
 def check_pictures(weights: Weights, config, key: str) -> None:

@@ -33,15 +33,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; what a user can do wrong becomes one line and exit status 2."""
+    """Runs a verb; what a user can do wrong becomes one line and exit status 2.
+
+    A run that was asked to stop ends with 75, for whoever started it to start it again.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
-        if "--debug" in argv:
+    except Exception as error:
+        # Not at the top: importing jax takes a second, which `g2sd help` need not wait.
+        core = importlib.import_module("g2sd_jax.core")
+        if isinstance(error, core.Preempted):
+            print(error, flush=True)
+            return core.EXIT_AGAIN
+        if "--debug" in argv or not isinstance(error, core.MISTAKES):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return core.EXIT_MISTAKE
 
 
 def _run(argv: list[str]) -> int | None:
@@ -73,6 +81,9 @@ def _usage() -> str:
             "usage: g2sd VERB …, and g2sd VERB --help for what it takes",
             "",
             *lines,
+            "",
+            "exit status: 0 done; 2 a mistake, told in one line; 75 stopped from",
+            "outside, after saving or with a process lost: the same command resumes",
         ]
     )
 

@@ -22,7 +22,7 @@ HEADER = (
 CORE = {"", "core"}
 MATHS = CORE | {"ops", "losses"}
 MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
-MACHINE |= {"data", "step", "workdir"}
+MACHINE |= {"data", "step", "workdir", "cluster", "nonfinite"}
 TASKS = MACHINE | {"tasks"}
 TRAIN = TASKS | {"stages", "train", "recipes"}
 TOP = TRAIN | {"main", "cli", "tools"}
@@ -30,6 +30,10 @@ ALLOWED = {
     "": set(),
     "core": {""},
     "recipes": CORE,
+    "wire": set(),
+    "peers": CORE | {"wire"},
+    "cluster": MACHINE | {"peers", "wire"},
+    "nonfinite": MACHINE,
     "ops": MATHS,
     "losses": MATHS,
     "data": set(),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -45,26 +46,20 @@ class Manager:
         self._workdir = folder.absolute(workdir)
         self._folder = epath.Path(self._workdir) / FOLDER
         self._best, self._reads = best, keep is None
-        policies = [ocp.checkpoint_managers.LatestN(keep)]
         value = {"max": 1, "min": -1}[core.one_of(BEST_IS, best_is, ("max", "min"))]
-        # A checkpoint from before `best` was asked for does not know it.
+        # A checkpoint that was not judged, or not by this, is never the best.
         rank = lambda scores: value * scores.get(best, -value * np.inf)
+        policies = [ocp.checkpoint_managers.LatestN(keep)]
         if best:
-            best_one = ocp.checkpoint_managers.BestN(
-                get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
-            )
-            policies.append(best_one)
-        policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+            policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=rank, n=1))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=rank if best else None,
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=rank,
+            create=not self._reads,
             # What a killed save left; nobody else writes here while we do.
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not self._reads,
+            save_root_metadata=False,
         )
-        if keep is None:
-            options = ocp.CheckpointManagerOptions(
-                read_only=True, best_fn=rank if best else None
-            )
         with self._told("opened"):
             self._orbax = ocp.CheckpointManager(
                 self._folder,
@@ -82,6 +77,11 @@ class Manager:
     def latest(self) -> int | None:
         return next(iter(self.steps()), None)
 
+    def scores(self) -> dict[int, dict]:
+        """{step: evaluation} of the checkpoints that were saved with theirs."""
+        told = {step: self._orbax.metrics(step) for step in self.steps()}
+        return {step: scores for step, scores in told.items() if scores}
+
     def save(
         self,
         step: int,
@@ -95,12 +95,11 @@ class Manager:
             step: of the state.
             state: may be donated as soon as this returns.
             describe: what later commands need to know.
-            scores: the evaluation of this state, where one was made.
+            scores: the evaluation of this state, where one was made; kept with it.
         """
         if step in self._orbax.all_steps():
             return
-        scores = dict(scores) if scores and self._best else None
-        if scores and self._best not in scores:
+        if scores and self._best and self._best not in scores:
             known = ", ".join(scores)
             raise ValueError(
                 f"config.checkpoint.best={self._best!r} is not among the metrics of "
@@ -113,7 +112,7 @@ class Manager:
         with self._told("written"):
             if not self._folder.exists():
                 raise FileNotFoundError("the folder has vanished")
-            self._orbax.save(step, args=items, metrics=scores)
+            self._orbax.save(step, args=items, metrics=dict(scores or {}))
 
     def check(self) -> None:
         """Raises what went wrong with the save in the background, if anything did."""
@@ -125,28 +124,39 @@ class Manager:
         with self._told("written"):
             self._orbax.wait_until_finished()
 
-    def restore(self, abstract: core.TrainState) -> core.TrainState:
-        """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say."""
+    def restore(
+        self, abstract: core.TrainState, steps: Sequence[int] | None = None
+    ) -> core.TrainState:
+        """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say.
+
+        Args:
+            abstract: its shapes and placements; nothing else is ever in memory.
+            steps: to choose from, the preferred first; None takes all there are.
+        """
         args = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         )
         items = ocp.args.Composite(state=args)
         read = lambda step: self._orbax.restore(step, args=items)["state"]
-        return self._newest(read, self.steps())
+        return self._newest(read, self.steps() if steps is None else steps)
 
-    def restore_variables(self, step: int | None = None) -> tuple[dict, dict]:
-        """Variables as numpy and the description, without knowing the config.
+    def restore_plain(
+        self, steps: Sequence[int] | None = None, *, all_of_it: bool = False
+    ) -> tuple[dict, dict, int]:
+        """A state as numpy, its description and its step, without knowing the config.
 
         Args:
-            step: of the checkpoint; None takes the newest that can be read.
+            steps: as for `restore`.
+            all_of_it: with the optimiser's state, which is twice the parameters.
         """
-        return self._newest(self._variables, self.steps() if step is None else [step])
+        read = lambda step: self._plain(step, all_of_it)
+        return self._newest(read, self.steps() if steps is None else steps)
 
-    def _variables(self, step):
+    def _plain(self, step, all_of_it):
         tree = self._orbax.item_metadata(step)["state"].tree
-        kept = {key: tree.get(key) or {} for key in ("params", "model_state")}
-        wanted = jax.tree.map(lambda _: 0, kept)
+        wanted = ("params", "model_state", *("opt_state",) * all_of_it)
+        wanted = jax.tree.map(lambda _: 0, {key: tree[key] for key in wanted})
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(
             item=wanted,
@@ -155,9 +165,7 @@ class Manager:
         )
         items = ocp.args.Composite(state=args, describe=ocp.args.JsonRestore())
         found = self._orbax.restore(step, args=items)
-        state = found["state"]
-        variables = {"params": state["params"], **(state.get("model_state") or {})}
-        return variables, found["describe"]
+        return found["state"], found["describe"], step
 
     def _newest(self, read: Callable, steps: Sequence[int]):
         """`read(step)` of the first of `steps` that every process can read."""
@@ -259,15 +267,39 @@ def read(path: str, key: str) -> Weights:
     if epath.Path(path).is_file():
         arrays, describe = importers.read(path, key)
         return Weights(path, arrays, describe)
-    path, step = one_of_many(path)
-    if not epath.Path(path).is_dir():
+    held = read_run(path, key)
+    grid = held.describe["grid"] if held.describe.get("kind") == "mae" else None
+    arrays = torch_names.to_torch(held.state["params"], grid)
+    return Weights(path, arrays, held.describe)
+
+
+class Held(NamedTuple):
+    """A checkpoint of a run, as numpy."""
+
+    state: Mapping  # params, model_state, and opt_state if all of it was asked for
+    describe: Mapping
+    step: int
+    steps: Sequence[int]  # Of all that the run keeps, the newest first.
+    scores: Mapping[int, Mapping]  # step -> its evaluation, where it was saved with it
+
+
+def read_run(path: str, key: str, *, all_of_it: bool = False) -> Held:
+    """The newest checkpoint of a workdir, or the one of `WORKDIR/checkpoints/STEP`.
+
+    Args:
+        path: the value of `key`.
+        key: what named it, for errors.
+        all_of_it: with the optimiser's state, which is twice the parameters.
+    """
+    workdir, step = split_step(path)
+    if not epath.Path(workdir).is_dir():
         raise ValueError(f"{key}={path!r} does not exist; name a workdir or a file.")
-    if not (epath.Path(path) / FOLDER).is_dir():
+    if not (epath.Path(workdir) / FOLDER).is_dir():
         raise ValueError(
             f"{key}={path!r} is not a workdir: it has no folder {FOLDER}/; name the "
             "--workdir of a finished run, or a weight file."
         )
-    manager = Manager(path)
+    manager = Manager(workdir)
     try:
         steps = manager.steps()
         if not steps or step not in (None, *steps):
@@ -276,14 +308,14 @@ def read(path: str, key: str) -> Weights:
                 f"{key}={path!r} holds no complete checkpoint"
                 f"{'' if step is None else f' of step {step}'} yet; it has {held}."
             )
-        variables, describe = manager.restore_variables(step)
+        wanted = None if step is None else [step]
+        found = manager.restore_plain(wanted, all_of_it=all_of_it)
+        return Held(*found, steps, manager.scores())
     finally:
         manager.close()
-    grid = describe["grid"] if describe.get("kind") == "mae" else None
-    return Weights(path, torch_names.to_torch(variables["params"], grid), describe)
 
 
-def one_of_many(path: str) -> tuple[str, int | None]:
+def split_step(path: str) -> tuple[str, int | None]:
     """`WORKDIR/checkpoints/STEP` as (WORKDIR, STEP), any other path as (path, None)."""
     above, _, last = path.rstrip("/").rpartition("/")
     if last.isdigit() and above.rpartition("/")[2] == FOLDER:

@@ -14,6 +14,8 @@ VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
     "bench": ("g2sd_jax.tools.bench", "measure a recipe's step without its data"),
     "plan": ("g2sd_jax.tools.plan", "compile a recipe's step for a TPU, without one"),
     "chain": ("g2sd_jax.tools.chain", "train a chain of stages and write its report"),
+    "inspect": ("g2sd_jax.tools.inspect", "say what a run's folder holds"),
+    "replay": ("g2sd_jax.tools.replay", "run a step that was not finite once more"),
 }
 
 

@@ -252,13 +252,17 @@ def agree(what: str, facts: Callable[[], Mapping]) -> None:
         what: a noun for errors and for who is waited for.
         facts: () -> plain JSON values by name; not asked for in a run of one process.
     """
-    if _peers is None:
-        return
-    everybody = _peers.exchange(what, core.flatten(facts()))
+    if _peers is not None:
+        compare(_peers, what, facts())
+
+
+def compare(peers: connections.Peers, what: str, facts: Mapping) -> None:
+    """The comparison of `agree`, on given connections."""
+    everybody = peers.exchange(what, core.flatten(facts))
     first = everybody[0]
     differ = [
-        f"{key} is {theirs.get(key)!r} on {_peers.name(index)}, {first.get(key)!r} on "
-        f"{_peers.name(0)}"
+        f"{key} is {theirs.get(key)!r} on {peers.name(index)}, {first.get(key)!r} on "
+        f"{peers.name(0)}"
         for index, theirs in enumerate(everybody)
         for key in sorted(first.keys() | theirs.keys())
         if theirs.get(key) != first.get(key)

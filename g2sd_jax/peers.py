@@ -52,13 +52,22 @@ class Peers:
         self._leaving = threading.Event()
         self._verdict = threading.Lock()  # Only one reason is told.
         self._failing = None  # Our own error, if it may be the echo of another's.
-        if process == 0:
-            self._gather(address)
-        else:
-            self._join(address)
+        try:
+            if process == 0:
+                self._gather(address)
+            else:
+                self._join(address)
+        except BaseException:
+            self._close()
+            raise
         for index in self._lines:
             threading.Thread(target=self._listen, args=(index,), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
+
+    def _close(self):
+        for line in self._lines.values():
+            line.close()
+        self._lines = {}
 
     def name(self, process: int) -> str:
         host = self.hosts.get(process)
@@ -111,6 +120,8 @@ class Peers:
             time.sleep(GRACE)
         self._leaving.set()
         self._tell({"bye": error})
+        for line in self._lines.values():
+            line.end()  # Its reader closes it when the other side ends as well.
 
     # How the connections come about.
 
@@ -169,8 +180,11 @@ class Peers:
             )
         if wrong:
             line.send({"error": wrong})
+            line.close()
             self._tell({"error": wrong})
             raise ValueError(wrong)
+        if index in self._lines:
+            self._lines[index].close()
         self._lines[index], self.hosts[index] = line, host
         return None
 
@@ -193,6 +207,7 @@ class Peers:
                 line = wire.Line(
                     socket.create_connection(address, timeout=min(left, 10))
                 )
+                self._lines = {0: line}
                 line.send(
                     {
                         "process": self.process,
@@ -204,11 +219,11 @@ class Peers:
                 line.settimeout(max(0.1, until - time.monotonic()) + GRACE)
                 answer = line.receive()
             except OSError as error:
+                self._close()
                 why = f" ({error.strerror or error})"
                 time.sleep(min(0.2, max(0.0, until - time.monotonic())))
         if "error" in answer:
             raise ValueError(answer["error"])
-        self._lines = {0: line}
         self.hosts = {int(index): host for index, host in answer["hosts"].items()}
         self.port = answer["port"]
 
@@ -230,8 +245,11 @@ class Peers:
             self._tell({})
 
     def _listen(self, index):
-        line = self._lines[index]
-        line.settimeout(self.timeout / 3)
+        with contextlib.closing(self._lines[index]) as line:
+            line.settimeout(self.timeout / 3)
+            self._read(index, line)
+
+    def _read(self, index, line):
         while True:
             try:
                 message = line.receive()
@@ -244,7 +262,7 @@ class Peers:
             if "bye" in message:
                 self._left.add(index)
                 if message["bye"] is not None:
-                    return self._failed(index, message["bye"])
+                    self._failed(index, message["bye"])
             elif "gone" in message:  # Process 0 tells of another.
                 return self._lost(message["gone"], message["why"])
             elif "failed" in message:

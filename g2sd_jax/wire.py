@@ -4,6 +4,7 @@
 
 import contextlib
 import json
+import select
 import socket
 import threading
 from collections.abc import Mapping
@@ -35,12 +36,18 @@ class Line:
 
     def closed(self) -> bool:
         """Whether the other side has gone, as far as can be seen without waiting."""
-        try:
-            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        if not readable:
             return False
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK)
         except OSError:
             return True
+
+    def end(self):
+        """Nothing more is sent; what the other side still sends is read."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
 
     def close(self):
         self._connection.close()

@@ -5,7 +5,7 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import g2sd_jax
 
@@ -35,20 +35,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; what a user can do wrong becomes one line and exit status 2.
+    """Runs a verb, and returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(argv), debug="--debug" in argv)
+
+
+def guarded(call: Callable[[], int | None], *, debug: bool = False) -> int:
+    """The exit status of `call`: what a user can do wrong becomes one line and 2.
 
     A run that was asked to stop ends with 75, for whoever started it to start it again.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(argv) or 0
+        return call() or 0
     except Exception as error:
         # Not at the top: importing jax takes a second, which `g2sd help` need not wait.
         core = importlib.import_module("g2sd_jax.core")
         if isinstance(error, core.Preempted):
             print(error, flush=True)
             return core.EXIT_AGAIN
-        if "--debug" in argv or not isinstance(error, core.MISTAKES):
+        if debug or not isinstance(error, core.MISTAKES):
             raise
         print(f"error: {error}", file=sys.stderr)
         return core.EXIT_MISTAKE

@@ -136,7 +136,7 @@ class Peers:
                 "another run holds it, or choose another with --coordinator."
             ) from None
         with server:
-            while len(self._lines) < self.processes - 1:
+            while self._here() < self.processes:
                 server.settimeout(max(0.01, until - time.monotonic()))
                 try:
                     connection, _ = server.accept()
@@ -161,6 +161,7 @@ class Peers:
     def _welcome(self, connection):
         line = wire.Line(connection)
         connection.settimeout(GRACE)
+        self._here()
         try:
             hello = line.receive()
             index, count = hello["process"], hello["processes"]
@@ -173,7 +174,7 @@ class Peers:
                 f"{host} was started as one of {count} processes, but process 0 "
                 f"({self.hosts[0]}) expects {self.processes}; give all the same number."
             )
-        elif index in self.hosts and not self._replaces(index):
+        elif index in self.hosts:
             wrong = (
                 f"both {self.hosts[index]} and {host} were started as process {index} "
                 f"of {count}; number them from 0 to {count - 1}."
@@ -183,14 +184,15 @@ class Peers:
             line.close()
             self._tell({"error": wrong})
             raise ValueError(wrong)
-        if index in self._lines:
-            self._lines[index].close()
         self._lines[index], self.hosts[index] = line, host
         return None
 
-    def _replaces(self, index):
-        """Whether the one that came before has gone, and another is in its place."""
-        return index in self._lines and self._lines[index].closed()
+    def _here(self):
+        """How many are here; one that came and died may come again."""
+        for index in [index for index, line in self._lines.items() if line.closed()]:
+            self._lines.pop(index).close()
+            del self.hosts[index]
+        return 1 + len(self._lines)
 
     def _join(self, address):
         where = f"process 0 at {address[0]}:{address[1]}"

@@ -64,7 +64,11 @@ def relay(address: tuple[str, int]) -> int:
     def serve():
         while True:
             near, _ = server.accept()
-            far = socket.create_connection(address)
+            try:
+                far = socket.create_connection(address)
+            except OSError:  # It does not listen yet: whoever asked asks again.
+                near.close()
+                continue
             for one, other in ((near, far), (far, near)):
                 nodelay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 one.setsockopt(*nodelay)

@@ -286,6 +286,14 @@ def test_differences_are_named_by_host_and_key(pod):
 
 
 def test_a_relay_outlives_what_it_leads_to():
+    early = wire.free_port()
+    port = wire.relay(("localhost", early))
+    with socket.create_connection(("localhost", port), timeout=5) as near:
+        assert near.recv(1) == b""  # Nobody is there yet; and later, somebody is:
+    with socket.create_server(("localhost", early)) as server:
+        with socket.create_connection(("localhost", port)) as near:
+            far, _ = server.accept()
+            far.close()
     with socket.create_server(("localhost", 0)) as server:
         port = wire.relay(("localhost", server.getsockname()[1]))
         with socket.create_connection(("localhost", port), timeout=5) as near:

@@ -4,7 +4,11 @@
 
 import contextlib
 import dataclasses
+import logging
+import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +23,49 @@ from g2sd_jax.ops import patches, resize
 from g2sd_jax.weights import importers, torch_names
 
 FOLDER = "checkpoints"
-BEST_IS = "config.checkpoint.best_is"
+
+
+class Retention(NamedTuple):
+    """Which checkpoints stay: the newest, and the best by a metric; Orbax asks it."""
+
+    keep: int | None  # None: all
+    best: str  # "": none for being the best
+    best_is: str  # max, min
+    scores: dict  # step -> its evaluation, empty where there was none
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(steps if self.keep is None else steps[-self.keep :])
+        judged = [step for step in steps if self.best in self.scores.get(step, {})]
+        if judged:
+            sign = 1 if self.best_is == "max" else -1
+            # Of equals the first, so that it does not wander.
+            kept.add(max(judged, key=lambda s: (sign * self.scores[s][self.best], -s)))
+        return [step in kept for step in steps]
+
+
+def silence() -> None:
+    """Leaves out what Orbax and its storage print when something fails.
+
+    The same error reaches the run, which tells it in one line (`--debug` shows all).
+    """
+    if getattr(threading.excepthook, "without_orbax", False):
+        return
+    in_thread, unraised = threading.excepthook, sys.unraisablehook
+
+    def hook(failed):
+        if not type(failed.thread).__module__.startswith("orbax."):
+            in_thread(failed)
+
+    def late(failed):  # Reads that were under way when the first of them failed.
+        if failed.object or "Event loop is closed" not in str(failed.exc_value):
+            unraised(failed)
+
+    hook.without_orbax = True
+    threading.excepthook, sys.unraisablehook = hook, late
+    orbax = lambda record: "orbax" in record.pathname.split(os.sep)
+    logging.getLogger("absl").addFilter(lambda record: not orbax(record))
 
 
 class Manager:
@@ -45,20 +91,18 @@ class Manager:
     ):
         self._workdir = folder.absolute(workdir)
         self._folder = epath.Path(self._workdir) / FOLDER
-        self._best, self._reads = best, keep is None
-        value = {"max": 1, "min": -1}[core.one_of(BEST_IS, best_is, ("max", "min"))]
-        # A checkpoint that was not judged, or not by this, is never the best.
-        rank = lambda scores: value * scores.get(best, -value * np.inf)
-        policies = [ocp.checkpoint_managers.LatestN(keep)]
-        if best:
-            policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=rank, n=1))
+        self._reads = keep is None
+        core.one_of("config.checkpoint.best_is", best_is, ("max", "min"))
+        self._retention = Retention(keep, best, best_is, {})
+        silence()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=rank,
+            preservation_policy=self._retention,
+            best_fn=lambda scores: scores.get(best, 0.0),  # Has the scores written.
             create=not self._reads,
             # What a killed save left; nobody else writes here while we do.
             cleanup_tmp_directories=not self._reads,
             save_root_metadata=False,
+            lightweight_initialize=True,  # Else one damaged file is in every way.
         )
         with self._told("opened"):
             self._orbax = ocp.CheckpointManager(
@@ -69,6 +113,7 @@ class Manager:
                     describe=ocp.JsonCheckpointHandler(),
                 ),
             )
+        self._retention.scores.update(self.scores())
 
     def steps(self) -> list[int]:
         """Of all committed checkpoints, the newest first."""
@@ -79,8 +124,11 @@ class Manager:
 
     def scores(self) -> dict[int, dict]:
         """{step: evaluation} of the checkpoints that were saved with theirs."""
-        told = {step: self._orbax.metrics(step) for step in self.steps()}
-        return {step: scores for step, scores in told.items() if scores}
+        found = {}
+        for step in self.steps():
+            with contextlib.suppress(Exception):  # Its state may be whole all the same.
+                found[step] = self._orbax.metrics(step)
+        return {step: scores for step, scores in found.items() if scores}
 
     def save(
         self,
@@ -99,10 +147,11 @@ class Manager:
         """
         if step in self._orbax.all_steps():
             return
-        if scores and self._best and self._best not in scores:
+        best = self._retention.best
+        if scores and best and best not in scores:
             known = ", ".join(scores)
             raise ValueError(
-                f"config.checkpoint.best={self._best!r} is not among the metrics of "
+                f"config.checkpoint.best={best!r} is not among the metrics of "
                 f"this stage: {known}."
             )
         items = ocp.args.Composite(
@@ -112,6 +161,7 @@ class Manager:
         with self._told("written"):
             if not self._folder.exists():
                 raise FileNotFoundError("the folder has vanished")
+            self._retention.scores[step] = dict(scores or {})
             self._orbax.save(step, args=items, metrics=dict(scores or {}))
 
     def check(self) -> None:

@@ -291,9 +291,10 @@ def test_a_relay_outlives_what_it_leads_to():
     with socket.create_connection(("localhost", port), timeout=5) as near:
         assert near.recv(1) == b""  # Nobody is there yet; and later, somebody is:
     with socket.create_server(("localhost", early)) as server:
-        with socket.create_connection(("localhost", port)) as near:
-            far, _ = server.accept()
-            far.close()
+        later = socket.create_connection(("localhost", port))
+        far, _ = server.accept()
+        far.close()
+        later.close()
     with socket.create_server(("localhost", 0)) as server:
         port = wire.relay(("localhost", server.getsockname()[1]))
         with socket.create_connection(("localhost", port), timeout=5) as near:

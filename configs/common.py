@@ -84,6 +84,8 @@ def base():
     config.shown = 32  # Pictures in WORKDIR/first_batch.png; 0 = none.
     config.eval_epochs = 10.0  # Evaluate every so many epochs, and at the end.
     config.checkpoint = ConfigDict(dict(every=1000, keep=2))  # Steps; files.
+    config.checkpoint.best = ""  # Keeps the best as well, by a metric as eval/top1.
+    config.checkpoint.best_is = "max"  # max, min
     config.nonfinite = ConfigDict(dict(policy="stop", bound=10))  # stop, skip.
     config.cache_dir = placeholder(str)  # Compiled programs; None: WORKDIR/cache.
     config.profile = ()  # (10, 13) traces steps 10 to 12 into WORKDIR/profile.

@@ -2,16 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's own checkpoints, and strict loading of anybody's weights."""
 
+import contextlib
 import dataclasses
+import logging
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from g2sd_jax import core, metrics
+from g2sd_jax import cluster, core, metrics
+from g2sd_jax import workdir as folder
 from g2sd_jax.models import mae, vit
 from g2sd_jax.ops import patches, relative, resize
 from g2sd_jax.weights import catalogue, importers, relative_tables, torch_names
@@ -22,47 +29,188 @@ BUFFERS = (r".*\.num_batches_tracked", r".*\.relative_position_index")
 CONV_SEG = "decode_head.conv_seg"
 
 
-class Manager:
-    """Orbax's manager of `workdir/checkpoints`: the state and its description."""
+class Retention(NamedTuple):
+    """Which checkpoints stay: the newest, and the best by a metric; Orbax asks it."""
 
-    def __init__(self, workdir: str, keep: int | None = None):
-        folder = os.path.join(os.path.abspath(workdir), FOLDER)
-        self._orbax = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-            item_handlers=dict(
-                state=ocp.PyTreeCheckpointHandler(),
-                describe=ocp.JsonCheckpointHandler(),
-            ),
+    keep: int | None  # None: all
+    best: str  # "": none for being the best
+    best_is: str  # max, min
+    scores: dict  # step -> its evaluation, empty where there was none
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(steps if self.keep is None else steps[-self.keep :])
+        judged = [step for step in steps if self.best in self.scores.get(step, {})]
+        if judged:
+            sign = 1 if self.best_is == "max" else -1
+            # Of equals the first, so that it does not wander.
+            kept.add(max(judged, key=lambda s: (sign * self.scores[s][self.best], -s)))
+        return [step in kept for step in steps]
+
+
+def silence() -> None:
+    """Leaves out what Orbax and its storage print when something fails.
+
+    The same error reaches the run, which tells it in one line (`--debug` shows all).
+    """
+    if getattr(threading.excepthook, "without_orbax", False):
+        return
+    in_thread, unraised = threading.excepthook, sys.unraisablehook
+
+    def hook(failed):
+        if not type(failed.thread).__module__.startswith("orbax."):
+            in_thread(failed)
+
+    def late(failed):  # Reads that were under way when the first of them failed.
+        if failed.object or "Event loop is closed" not in str(failed.exc_value):
+            unraised(failed)
+
+    hook.without_orbax = True
+    threading.excepthook, sys.unraisablehook = hook, late
+    orbax = lambda record: "orbax" in record.pathname.split(os.sep)
+    logging.getLogger("absl").addFilter(lambda record: not orbax(record))
+
+
+class Manager:
+    """Orbax's manager of `workdir/checkpoints`: the state and its description.
+
+    A save goes on in the background, under a name that no restore looks at, and is
+    renamed when it is whole: that is what commits it.
+
+    Args:
+        workdir: the run's folder.
+        keep: how many of the newest to keep; None only reads, and touches nothing.
+        best: a metric such as `eval/top1`: the checkpoint with its best value is kept
+            as well. "" keeps none for that.
+        best_is: "max" or "min".
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        keep: int | None = None,
+        best: str = "",
+        best_is: str = "max",
+    ):
+        self._workdir = folder.absolute(workdir)
+        self._folder = epath.Path(self._workdir) / FOLDER
+        self._reads = keep is None
+        core.one_of("config.checkpoint.best_is", best_is, ("max", "min"))
+        self._retention = Retention(keep, best, best_is, {})
+        silence()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._retention,
+            best_fn=lambda scores: scores.get(best, 0.0),  # Has the scores written.
+            create=not self._reads,
+            # What a killed save left; nobody else writes here while we do.
+            cleanup_tmp_directories=not self._reads,
+            save_root_metadata=False,
+            lightweight_initialize=True,  # Else one damaged file is in every way.
         )
+        with self._told("opened"):
+            self._orbax = ocp.CheckpointManager(
+                self._folder,
+                options=options,
+                item_handlers=dict(
+                    state=ocp.PyTreeCheckpointHandler(),
+                    describe=ocp.JsonCheckpointHandler(),
+                ),
+            )
+        self._retention.scores.update(self.scores())
+
+    def steps(self) -> list[int]:
+        """Of all committed checkpoints, the newest first."""
+        return sorted(self._orbax.all_steps(), reverse=True)
 
     def latest(self) -> int | None:
-        return self._orbax.latest_step()
+        return next(iter(self.steps()), None)
 
-    def save(self, step: int, state: core.TrainState, describe: Mapping) -> None:
+    def scores(self) -> dict[int, dict]:
+        """{step: evaluation} of the checkpoints that were saved with theirs."""
+        found = {}
+        for step in self.steps():
+            with contextlib.suppress(Exception):  # Its state may be whole all the same.
+                found[step] = self._orbax.metrics(step)
+        return {step: scores for step, scores in found.items() if scores}
+
+    def save(
+        self,
+        step: int,
+        state: core.TrainState,
+        describe: Mapping,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts to write `state`, after the previous save has ended.
+
+        Args:
+            step: of the state.
+            state: may be donated as soon as this returns.
+            describe: what later commands need to know.
+            scores: the evaluation of this state, where one was made; kept with it.
+        """
         if step in self._orbax.all_steps():
             return
+        best = self._retention.best
+        if scores and best and best not in scores:
+            known = ", ".join(scores)
+            raise ValueError(
+                f"config.checkpoint.best={best!r} is not among the metrics of "
+                f"this stage: {known}."
+            )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             describe=ocp.args.JsonSave(dict(describe)),
         )
-        self._orbax.save(step, args=items)
+        with self._told("written"):
+            if not self._folder.exists():
+                raise FileNotFoundError("the folder has vanished")
+            self._retention.scores[step] = dict(scores or {})
+            self._orbax.save(step, args=items, metrics=dict(scores or {}))
 
-    def restore(self, abstract: core.TrainState) -> core.TrainState:
-        """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say."""
+    def check(self) -> None:
+        """Raises what went wrong with the save in the background, if anything did."""
+        with self._told("written"):
+            self._orbax.check_for_errors()
+
+    def wait(self) -> None:
+        """Until what was saved is committed."""
+        with self._told("written"):
+            self._orbax.wait_until_finished()
+
+    def restore(
+        self, abstract: core.TrainState, steps: Sequence[int] | None = None
+    ) -> core.TrainState:
+        """The newest state, placed as the `ShapeDtypeStruct`s of `abstract` say.
+
+        Args:
+            abstract: its shapes and placements; nothing else is ever in memory.
+            steps: to choose from, the preferred first; None takes all there are.
+        """
         args = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         )
         items = ocp.args.Composite(state=args)
-        return self._orbax.restore(self.latest(), args=items)["state"]
+        read = lambda step: self._orbax.restore(step, args=items)["state"]
+        return self._newest(read, self.steps() if steps is None else steps)
 
-    def restore_variables(self) -> tuple[dict, dict]:
-        """Variables as numpy and the description, without knowing the config."""
-        step = self.latest()
+    def restore_plain(
+        self, steps: Sequence[int] | None = None, *, all_of_it: bool = False
+    ) -> tuple[dict, dict, int]:
+        """A state as numpy, its description and its step, without knowing the config.
+
+        Args:
+            steps: as for `restore`.
+            all_of_it: with the optimiser's state, which is twice the parameters.
+        """
+        read = lambda step: self._plain(step, all_of_it)
+        return self._newest(read, self.steps() if steps is None else steps)
+
+    def _plain(self, step, all_of_it):
         tree = self._orbax.item_metadata(step)["state"].tree
-        held = {key: tree[key] for key in ("params", "model_state") if tree.get(key)}
-        wanted = jax.tree.map(lambda _: 0, held)
+        wanted = ("params", "model_state", *("opt_state",) * all_of_it)
+        wanted = jax.tree.map(lambda _: 0, {key: tree[key] for key in wanted})
         numpy = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(
             item=wanted,
@@ -71,12 +219,72 @@ class Manager:
         )
         items = ocp.args.Composite(state=args, describe=ocp.args.JsonRestore())
         found = self._orbax.restore(step, args=items)
-        variables = {"params": found["state"].pop("params")}
-        return variables | found["state"].get("model_state", {}), found["describe"]
+        return found["state"], found["describe"], step
+
+    def _newest(self, read: Callable, steps: Sequence[int]):
+        """`read(step)` of the first of `steps` that every process can read."""
+        broken = {}
+        for step in steps:
+            reason, found = None, None
+            try:
+                found = read(step)
+            except Exception as error:  # Files can be wrong in any way.
+                reason = _first_line(error)
+            reasons = cluster.everybody(f"the checkpoint of step {step}", reason)
+            reason = next(filter(None, reasons), None)
+            if reason is None:
+                self._set_aside(broken)
+                return found
+            broken[step] = reason
+        listed = "; ".join(f"step {step}: {why}" for step, why in broken.items())
+        raise ValueError(
+            f"no checkpoint in {self._folder} can be read ({listed}). Take another "
+            "workdir, or move that folder away to start anew."
+        )
+
+    def _set_aside(self, broken: Mapping[int, str]):
+        for step, reason in broken.items():
+            metrics.say(
+                f"{self._folder / str(step)} cannot be read and is left out: {reason}"
+            )
+            if self._reads:
+                continue
+            # Else it would count as the newest, and nothing before it could be saved.
+            away = self._folder.parent / "broken_checkpoints" / str(step)
+            if jax.process_index() == 0:
+                away.parent.mkdir(exist_ok=True)
+                if away.exists():
+                    away.rmtree()
+                (self._folder / str(step)).rename(away)
+        if broken and not self._reads:
+            cluster.everybody("broken checkpoints", None)
+            self._orbax.reload()
+
+    @contextlib.contextmanager
+    def _told(self, done: str):
+        try:
+            yield
+        except Exception as error:  # Orbax and its storage raise their own kinds.
+            raise OSError(
+                f"a checkpoint in {self._folder} could not be {done}: "
+                f"{_first_line(error)}. Look at the space and the permissions there; "
+                "the same command then goes on from the last committed checkpoint."
+            ) from error
 
     def close(self) -> None:
-        self._orbax.wait_until_finished()
+        """Waits for the save that is under way, and says if it fails."""
+        self.wait()
         self._orbax.close()
+
+
+def _first_line(error: BaseException) -> str:
+    """The part of a library's error that a person can act on."""
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        )
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,31 +328,67 @@ def read(path: str, key: str) -> Weights:
             f"{key} is empty: name a workdir of an earlier stage or a weight file "
             "(random:SEED gives untrained weights, for smoke runs and measurements)."
         )
-    if os.path.isfile(path) or importers.is_directory(path):
+    if epath.Path(path).is_file() or importers.is_directory(path):
         arrays, describe = importers.read(path, key)
         return Weights(path, arrays, describe)
-    variables, describe = _restored(path, key)
-    grid = describe["grid"] if describe.get("kind") == "mae" else None
-    return Weights(path, torch_names.to_torch(variables, grid), describe)
+    held = read_run(path, key)
+    grid = held.describe["grid"] if held.describe.get("kind") == "mae" else None
+    return Weights(path, torch_names.to_torch(held.variables, grid), held.describe)
 
 
-def _restored(path: str, key: str) -> tuple[dict, dict]:
-    """Variables and description of the newest checkpoint of the workdir `path`."""
-    if not os.path.isdir(path):
+class Held(NamedTuple):
+    """A checkpoint of a run, as numpy."""
+
+    state: Mapping  # params, model_state, and opt_state if all of it was asked for
+    describe: Mapping
+    step: int
+    steps: Sequence[int]  # Of all that the run keeps, the newest first.
+    scores: Mapping[int, Mapping]  # step -> its evaluation, where it was saved with it
+
+    @property
+    def variables(self) -> dict:
+        return {"params": self.state["params"], **self.state["model_state"]}
+
+
+def read_run(path: str, key: str, *, all_of_it: bool = False) -> Held:
+    """The newest checkpoint of a workdir, or the one of `WORKDIR/checkpoints/STEP`.
+
+    Args:
+        path: the value of `key`.
+        key: what named it, for errors.
+        all_of_it: with the optimiser's state, which is twice the parameters.
+    """
+    workdir, step = split_step(path)
+    if not epath.Path(workdir).is_dir():
         raise ValueError(f"{key}={path!r} does not exist; name a workdir or a file.")
-    if not os.path.isdir(os.path.join(path, FOLDER)):
+    if not (epath.Path(workdir) / FOLDER).is_dir():
         raise ValueError(
             f"{key}={path!r} is not a workdir: it has no folder {FOLDER}/; name the "
             "--workdir of a finished run, a weight file, or a directory of timm or "
             "transformers (with config.json and model.safetensors)."
         )
-    manager = Manager(path)
+    manager = Manager(workdir)
     try:
-        if manager.latest() is None:
-            raise ValueError(f"{key}={path!r} holds no complete checkpoint yet.")
-        return manager.restore_variables()
+        steps = manager.steps()
+        if not steps or step not in (None, *steps):
+            held = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+            raise ValueError(
+                f"{key}={path!r} holds no complete checkpoint"
+                f"{'' if step is None else f' of step {step}'} yet; it has {held}."
+            )
+        wanted = None if step is None else [step]
+        found = manager.restore_plain(wanted, all_of_it=all_of_it)
+        return Held(*found, steps, manager.scores())
     finally:
         manager.close()
+
+
+def split_step(path: str) -> tuple[str, int | None]:
+    """`WORKDIR/checkpoints/STEP` as (WORKDIR, STEP), any other path as (path, None)."""
+    above, _, last = path.rstrip("/").rpartition("/")
+    if last.isdigit() and above.rpartition("/")[2] == FOLDER:
+        return above.rpartition("/")[0] or ".", int(last)
+    return path, None
 
 
 def run_variables(path: str, shapes: Mapping, key: str) -> tuple[dict, dict]:
@@ -155,7 +399,8 @@ def run_variables(path: str, shapes: Mapping, key: str) -> tuple[dict, dict]:
         shapes: what the run's stage starts from; the variables must be shaped alike.
         key: the option to name in errors.
     """
-    variables, describe = _restored(path, key)
+    held = read_run(path, key)
+    variables, describe = held.variables, held.describe
     mine, theirs = core.flatten(shapes), core.flatten(variables)
     differ = [
         f"{name} is {_shape(theirs, name)}, expected {_shape(mine, name)}"

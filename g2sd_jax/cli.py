@@ -5,7 +5,7 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import g2sd_jax
 
@@ -33,6 +33,7 @@ VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
         "g2sd_jax.tools.report",
         "make one page of one run, several, or a chain",
     ),
+    "replay": ("g2sd_jax.tools.replay", "run a step that was not finite once more"),
     "doctor": ("g2sd_jax.tools.doctor", "say what looks wrong with a run"),
 }
 
@@ -53,15 +54,28 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; what a user can do wrong becomes one line and exit status 2."""
+    """Runs a verb, and returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(argv), debug="--debug" in argv)
+
+
+def guarded(call: Callable[[], int | None], *, debug: bool = False) -> int:
+    """The exit status of `call`: what a user can do wrong becomes one line and 2.
+
+    A run that was asked to stop ends with 75, for whoever started it to start it again.
+    """
     try:
-        return _run(argv) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
-        if "--debug" in argv:
+        return call() or 0
+    except Exception as error:
+        # Not at the top: importing jax takes a second, which `g2sd help` need not wait.
+        core = importlib.import_module("g2sd_jax.core")
+        if isinstance(error, core.Preempted):
+            print(error, flush=True)
+            return core.EXIT_AGAIN
+        if debug or not isinstance(error, core.MISTAKES):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return core.EXIT_MISTAKE
 
 
 def _run(argv: list[str]) -> int | None:
@@ -93,6 +107,9 @@ def _usage() -> str:
             "usage: g2sd VERB …, and g2sd VERB --help for what it takes",
             "",
             *lines,
+            "",
+            "exit status: 0 done; 2 a mistake, told in one line; 75 stopped from",
+            "outside, after saving or with a process lost: the same command resumes",
         ]
     )
 

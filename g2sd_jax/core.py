@@ -32,6 +32,17 @@ MAY_CHANGE = (
 )
 
 
+# How a process ends; what starts runs (a launcher, Slurm, a cluster) reads these.
+EXIT_DONE = 0
+EXIT_MISTAKE = 2  # One line says what is wrong; the same command fails again.
+EXIT_AGAIN = 75  # Stopped from outside, nothing is wrong: the same command resumes.
+MISTAKES = (ValueError, OSError, FloatingPointError)  # What that one line is made of.
+
+
+class Preempted(Exception):
+    """The run was asked to leave, and has saved its state."""
+
+
 def nothing(*_args) -> dict:
     return {}
 

@@ -6,11 +6,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from g2sd_jax import cli, recipes
+from g2sd_jax import cli, cluster, recipes
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser("train")
+    cluster.arguments(parser)
     parser.add_argument(
         "--workdir", required=True, help="folder of the run; a run in it is resumed"
     )
@@ -18,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
     if "steps" in args.config and "stage" not in args.config:
         raise ValueError("this recipe is a chain of stages; run it with g2sd chain.")
     # Only now: a mistake on the command line is told before the models are imported.
-    importlib.import_module("g2sd_jax.train").run(args.config, args.workdir)
+    train = importlib.import_module("g2sd_jax.train")
+    with cluster.joined(args):
+        train.run(args.config, args.workdir)
     return 0
 
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run tells while it runs: files of metrics, a progress bar, where time goes."""
 
+import contextlib
 import importlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -13,6 +13,11 @@ from collections.abc import Mapping
 
 import jax
 import tqdm
+from etils import epath
+
+from g2sd_jax import workdir as files
+
+FILE = "metrics.jsonl"
 
 
 def say(line: str) -> None:
@@ -37,11 +42,11 @@ class Writer:
         self._display = None
         if not main:
             return
-        folder = pathlib.Path(workdir)
+        folder = epath.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         if config.wandb:  # First, for it may refuse, and then nothing was touched.
             self._sinks.append(Wandb(folder, config))
-        self._sinks.append(Lines(folder / "metrics.jsonl", start_step))
+        self._sinks.append(Lines(folder / FILE, start_step))
         events = _tensorboard(folder / "tensorboard", start_step)
         if events:
             self._sinks.append(events)
@@ -55,6 +60,11 @@ class Writer:
         if self._display:
             self._display.write(step, scalars)
 
+    def sync(self):
+        """Makes sure that what was written is where a restart finds it."""
+        for sink in self._sinks:
+            sink.sync()
+
     def close(self):
         for sink in self._sinks:
             sink.close()
@@ -63,39 +73,63 @@ class Writer:
 
 
 class Lines:
-    """One JSON object a line, whole after every write."""
+    """One JSON object a line, whole after every write.
 
-    def __init__(self, path: pathlib.Path, start_step: int):
-        if path.exists():
-            _truncate(path, start_step or -1)  # A start from nothing keeps nothing.
-        self._file = path.open("a", encoding="utf-8")
+    An object of a bucket can not grow: there the file is written anew with every
+    checkpoint, which is all that a restart keeps of it anyway.
+    """
+
+    def __init__(self, path: epath.Path, start_step: int):
+        self._path, self._file = path, None
+        rows = read_lines(path) if path.exists() else []
+        last = start_step or -1  # A start from nothing keeps nothing.
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last]
+        self._text = "".join(kept)
+        with self._told():
+            files.write_text(path, self._text)
+            if "://" not in str(path):
+                self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, scalars: Mapping[str, float]):
         # JSON has no NaN: other readers than Python's refuse the whole line.
         finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **finite}) + "\n"
+        with self._told():
+            if self._file is None:
+                self._text += line
+                return
+            self._file.write(line)
+            self._file.flush()
+
+    def sync(self):
+        if self._file is None:
+            files.write_text(self._path, self._text)
 
     def close(self):
-        self._file.close()
+        self.sync()
+        if self._file is not None:
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._path} can not be written: {error.strerror or error}. The same "
+                "command goes on from the last checkpoint once it can."
+            ) from error
 
 
 def read_lines(path) -> list[dict]:
     """The rows of a `metrics.jsonl`; a line cut short by a killed run ends them."""
     rows = []
-    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+    for line in epath.Path(path).read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
             break
     return rows
-
-
-def _truncate(path: pathlib.Path, step: int):
-    rows = [row for row in read_lines(path) if row["step"] <= step]
-    kept = path.with_suffix(".tmp")
-    kept.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(kept, path)  # A kill leaves the old file or the new one, never half.
 
 
 class Wandb:
@@ -120,6 +154,9 @@ class Wandb:
     def write(self, step: int, scalars: Mapping[str, float]):
         self._run.log(dict(scalars), step=step)
 
+    def sync(self):
+        """It sends what it gets by itself."""
+
     def close(self):
         self._run.finish()
 
@@ -133,6 +170,9 @@ class TensorBoard:
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
+
+    def sync(self):
+        """Every write was flushed."""
 
     def close(self):
         self._events.close()

@@ -21,7 +21,7 @@ class Program(NamedTuple):
     keys: Callable  # () -> {"init": key, "step": key}, placed
     init: Callable  # key -> variables, each born where it lives
     start: Callable  # variables from anywhere -> the state of step 0
-    step: Callable  # (state, frozen, batch, key) -> (state, metrics), jitted
+    step: Callable  # (state, frozen, batch, key[, going]) -> (state, metrics), jitted
 
 
 def build(config, stage: core.Stage, mesh, example) -> Program:
@@ -55,7 +55,8 @@ def build(config, stage: core.Stage, mesh, example) -> Program:
         step=jax.jit(
             train_step(stage, tx, rate, config.accumulate),
             donate_argnums=0,
-            out_shardings=(where, None),
+            # What is told goes into the next step as well, so it has its place.
+            out_shardings=(where, parallel.replicated(mesh)),
         ),
     )
 
@@ -115,16 +116,17 @@ def new_state(variables: dict, tx) -> core.TrainState:
 
 
 def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
-    """(state, frozen, batch, root) -> (state, metrics), to be jitted.
+    """(state, frozen, batch, root, going) -> (state, metrics), to be jitted.
 
     The order is part of the contract: draws for the whole batch, then micro-batches,
     their mean gradient, clipping, the update; a step that is not finite changes nothing
-    but `step`.
+    but `step`. `going` is the `finite` of the step before, where a run is to stop at
+    the first that is not: the one already under way then changes nothing at all.
     """
 
     gradient = jax.value_and_grad(stage.loss, has_aux=True)
 
-    def step(state, frozen, batch, root):
+    def step(state, frozen, batch, root, going=None):
         draws = stage.draw(jax.random.fold_in(root, state.step), batch)
 
         def part(batch, draws):
@@ -135,6 +137,7 @@ def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
         (model_state, told), grads = mean_over(part, batch, draws, parts)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(told["loss"]) & jnp.isfinite(norm)
+        finite = finite if going is None else finite & going
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, step=state.step
         )
@@ -142,7 +145,8 @@ def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
         kept = lambda new, old: jnp.where(finite, new, old)
         new = (params, model_state, opt_state)
         old = (state.params, state.model_state, state.opt_state)
-        state = core.TrainState(state.step + 1, *jax.tree.map(kept, new, old))
+        count = state.step + (1 if going is None else going.astype(jnp.int32))
+        state = core.TrainState(count, *jax.tree.map(kept, new, old))
         told |= {"grad_norm": norm, "lr": rate(state.step - 1), "finite": finite}
         return state, told
 

@@ -2,17 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one training loop: any stage, from its config to its last checkpoint."""
 
-import json
-import os
+import sys
 from collections.abc import Callable
 
 import jax
+from etils import epath
 
-from g2sd_jax import checkpoint, core, metrics, parallel, stages, summary
+from g2sd_jax import (
+    checkpoint,
+    cluster,
+    core,
+    metrics,
+    nonfinite,
+    parallel,
+    stages,
+    summary,
+)
 from g2sd_jax import clock as clocks
 from g2sd_jax import feed as feeds
 from g2sd_jax import step as stepping
 from g2sd_jax import workdir as folder
+from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import failures, order, source
 from g2sd_jax.models import layers
 
@@ -25,12 +35,12 @@ def run(config, workdir: str) -> dict:
     Returns:
         The final metrics, which `workdir/DONE` holds as well; at once if it exists.
     """
+    cluster.agree("config", lambda: folder.plain(config))
     folder.check(config, workdir)
-    done = os.path.join(workdir, DONE)
-    if os.path.exists(done):
+    done = epath.Path(workdir) / DONE
+    if done.exists():
         metrics.say(f"{workdir} is done already")
-        with open(done) as file:
-            return json.load(file)
+        return folder.read_json(done)
     folder.cache_programs(config, workdir)
 
     # The machine, and the stage that is to run on it.
@@ -46,6 +56,7 @@ def run(config, workdir: str) -> dict:
     hosts = jax.process_index(), jax.process_count()
     failures.list_in(workdir, hosts[0])
     dataset = source.load(config, config.data.train_split)
+    cluster.agree("data", lambda: datasets.fingerprint(dataset))
     main = jax.process_index() == 0
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
     describe = dict(
@@ -70,7 +81,7 @@ def run(config, workdir: str) -> dict:
     # 1. this run's own latest checkpoint, if it was interrupted;
     # 2. an earlier stage, through stage.warm_start;
     # 3. the initialiser.
-    saved = checkpoint.Manager(workdir, keep=config.checkpoint.keep)
+    saved = checkpoint.Manager(workdir, **retention(config, stage))
     if saved.latest() is not None:
         state = saved.restore(program.state)
         metrics.say(f"restored step {int(state.step)}")
@@ -91,31 +102,54 @@ def run(config, workdir: str) -> dict:
     place = lambda batch: parallel.to_global(batch, mesh)
     feed = feeds.Feed(batches, place, config.data.prefetch, meter)
     clock, late = clocks.Clock(config.batch, feed), metrics.Late()
-    watch = Watch(policy, config, total, writer, clock)
+    keeper = nonfinite.Keeper(workdir, config, keys["step"], describe)
+    watch = Watch(policy, config, total, writer, clock, keeper)
     if known and not start:
         writer.write(0, known)
     judge = evaluation(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
+    stop = cluster.Stop()
+    going = None if policy == "skip" else nonfinite.going(mesh)
     try:
         with jax.transfer_guard("disallow"):
             for number, batch in zip(
                 range(start + 1, total + 1), clock.batches(), strict=False
             ):
                 profile.before(number)
-                state, told = program.step(state, frozen, batch, keys["step"])
+                state, told = program.step(state, frozen, batch, keys["step"], going)
                 clock.ran(told)
+                going = told["finite"] if policy == "stop" else None
+                keeper.hold(number, batch, state)
                 watch(late.swap(number, told))
-                if number == total or number % config.checkpoint.every == 0:
-                    watch(late.last())  # Never save a step nobody looked at.
+                saved.check()
+                leave = stop.asked(number)
+                judged = number == total or number % eval_every == 0
+                save = leave or number == total or number % config.checkpoint.every == 0
+                if judged or save:
+                    watch(late.last())  # Never judge or save a step nobody looked at.
+                # Judged before it is saved: what a checkpoint restores was told.
+                scores = judge(number, state.variables, frozen) if judged else None
+                if save or (judged and config.checkpoint.best):
                     with clock.paused():
-                        saved.save(number, state, describe)
-                if number % eval_every == 0 and number < total:
-                    judge(number, state.variables, frozen)
-            final = judge(total, state.variables, frozen)
+                        writer.sync()
+                        saved.save(number, state, describe, scores)
+                if leave and number < total:
+                    saved.wait()
+                    raise core.Preempted(
+                        f"stopped as asked: step {number} of {total} is saved; the "
+                        "same command goes on from there"
+                    )
+            if start == total:  # Killed between its last checkpoint and its end.
+                scores = last_scores(workdir, total)
+                scores = scores or judge(total, state.variables, frozen)
     finally:
-        for each in (feed, clock, profile, saved, writer):
+        for each in (stop, feed, clock, profile, writer):
             each.close()
-    final = {"step": total, **last_losses(workdir), **final}
+        # A save ends on all processes or on none: nobody waits for those that failed.
+        together = (type(None), core.Preempted, FloatingPointError)
+        if jax.process_count() == 1 or isinstance(sys.exception(), together):
+            saved.close()
+    final = {"step": total, **last_losses(workdir), **scores}
     if main:
         folder.write_json(done, final)
     return final
@@ -123,10 +157,27 @@ def run(config, workdir: str) -> dict:
 
 def last_losses(workdir: str) -> dict:
     """What the last logged step told, whichever process of the run made it."""
-    path = os.path.join(workdir, "metrics.jsonl")
-    rows = metrics.read_lines(path) if os.path.exists(path) else []
+    path = epath.Path(workdir) / metrics.FILE
+    rows = metrics.read_lines(path) if path.exists() else []
     told = next((row for row in reversed(rows) if "loss" in row), {})
     return {key: value for key, value in told.items() if key.startswith("loss")}
+
+
+def last_scores(workdir: str, step: int) -> dict:
+    """The evaluation of `step`, if one was logged."""
+    path = epath.Path(workdir) / metrics.FILE
+    rows = metrics.read_lines(path) if path.exists() else []
+    told = [row for row in rows if row["step"] == step and "loss" not in row]
+    return {k: v for row in told[-1:] for k, v in row.items() if k != "step"}
+
+
+def retention(config, stage: core.Stage) -> dict:
+    """Which checkpoints are kept; refuses a metric that nothing could tell."""
+    kept = {key: config.checkpoint[key] for key in ("keep", "best", "best_is")}
+    if kept["best"]:
+        name = kept["best"].partition("/")[0]
+        core.lookup("the evaluator of config.checkpoint.best", name, stage.evaluators)
+    return kept
 
 
 def frozen_variables(stage: core.Stage, config, example, mesh):
@@ -152,10 +203,10 @@ def frozen_variables(stage: core.Stage, config, example, mesh):
 class Watch:
     """Looks at each step's metrics, one step late: logs them, and acts on a bad one."""
 
-    def __init__(self, policy, config, total, writer, clock):
+    def __init__(self, policy, config, total, writer, clock, keeper):
         self._policy, self._bound = policy, config.nonfinite.bound
         self._every, self._total = config.log_every, total
-        self._writer, self._clock = writer, clock
+        self._writer, self._clock, self._keeper = writer, clock, keeper
         self._skipped, self._first = 0, True
 
     def __call__(self, reported):
@@ -175,13 +226,16 @@ class Watch:
             return
         self._skipped += 1
         said = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
-        if self._policy == "stop" or self._skipped > self._bound:
+        stopping = self._policy == "stop"
+        if self._skipped == 1:
+            self._file = self._keeper.write(step, told, stopping)
+        if stopping or self._skipped > self._bound:
             raise FloatingPointError(
-                f"step {step} is not finite ({said}); {self._skipped} in a row. The "
-                "parameters are those of the step before. Lower config.optim.lr, set "
-                "config.optim.clip, or config.nonfinite.policy=skip."
+                f"step {step} is not finite ({said}); {self._skipped} in a row. Lower "
+                "config.optim.lr, set config.optim.clip, or config.nonfinite.policy="
+                f"skip. g2sd replay {self._file} tells where it comes from."
             )
-        metrics.say(f"step {step} is not finite ({said}): not applied")
+        metrics.say(f"step {step} is not finite ({said}): not applied; {self._file}")
 
 
 def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:

@@ -2,20 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's folder: whose it is, what it ran on, where its programs are cached."""
 
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 
-import flax
 import jax
-import numpy as np
-import optax
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from g2sd_jax import core
 
 CONFIG = "config.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "g2sd_jax")
+
+
+def absolute(path: str) -> str:
+    """A path that does not depend on the current folder; `gs://` paths never do."""
+    return str(path) if "://" in str(path) else os.path.abspath(path)
 
 
 def plain(config) -> dict:
@@ -25,11 +30,10 @@ def plain(config) -> dict:
 
 def check(config, workdir: str) -> None:
     """Refuses a workdir whose run has another config, telling the difference."""
-    path = os.path.join(workdir, CONFIG)
-    if not os.path.exists(path):
+    path = epath.Path(workdir) / CONFIG
+    if not path.exists():
         return
-    with open(path) as file:
-        theirs = core.flatten(json.load(file))
+    theirs = core.flatten(read_json(path))
     mine = core.flatten(plain(config))
     differ = [
         f"config.{key} was {theirs.get(key, 'absent')!r}, now {mine.get(key, 'gone')!r}"
@@ -48,10 +52,11 @@ def claim(config, workdir: str) -> None:
     """Makes `workdir` this config's, once it is known that the run can begin."""
     check(config, workdir)
     if jax.process_index() == 0:
-        os.makedirs(workdir, exist_ok=True)
-        write_json(os.path.join(workdir, CONFIG), plain(config))
-        path = os.path.join(workdir, "environment.json")
-        if not os.path.exists(path):  # Of the start; a resume may run elsewhere.
+        path = epath.Path(workdir)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / CONFIG, plain(config))
+        path /= "environment.json"
+        if not path.exists():  # Of the start; a resume may run elsewhere.
             write_json(path, environment())
 
 
@@ -61,17 +66,23 @@ def _may_change(key: str) -> bool:
 
 def environment() -> dict:
     """What a number of this run depends on besides its config."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    git = ["git", "-C", here, "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
-    packages = (jax, flax, optax, np)
     return dict(
-        commit=commit.stdout.strip() or None,
         devices=sorted({device.device_kind for device in jax.devices()}),
         device_count=jax.device_count(),
         process_count=jax.process_count(),
+        **versions(),
+    )
+
+
+def versions() -> dict:
+    """What is installed here; asks nothing of a device, so it may come before them."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    git = ["git", "-C", here, "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)
+    return dict(
+        commit=commit.stdout.strip() or None,
         python=platform.python_version(),
-        **{package.__name__: package.__version__ for package in packages},
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
     )
 
 
@@ -79,8 +90,7 @@ def cache_programs(config, workdir: str) -> None:
     """Keeps compiled programs, so that a restart does not compile again."""
     if config.cache_dir is None and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return  # The environment's wins over our default, not over the config.
-    folder = os.path.abspath(config.cache_dir or os.path.join(workdir, "cache"))
-    use_cache(folder)
+    use_cache(absolute(config.cache_dir or os.path.join(workdir, "cache")))
 
 
 def use_cache(folder: str | None) -> None:
@@ -92,10 +102,20 @@ def use_cache(folder: str | None) -> None:
         compilation_cache.reset_cache()
 
 
-def write_json(path: str, value) -> None:
+def read_json(path):
+    return json.loads(epath.Path(path).read_text())
+
+
+def write_json(path, value) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path, text: str) -> None:
     """Written whole or not at all: a reader never sees half a file."""
-    partial = f"{path}.partial"
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
-    os.replace(partial, path)
+    path = epath.Path(path)
+    if "://" in str(path):  # An object appears when it is complete.
+        path.write_text(text)
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -23,6 +23,7 @@ CORE = {"", "core"}
 MATHS = CORE | {"ops", "losses"}
 MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
 MACHINE |= {"data", "step", "workdir", "feed", "clock", "summary"}
+MACHINE |= {"cluster", "nonfinite"}
 TASKS = MACHINE | {"tasks"}
 TRAIN = TASKS | {"stages", "train", "recipes"}
 TOP = TRAIN | {"main", "cli", "tools"}
@@ -30,6 +31,10 @@ ALLOWED = {
     "": set(),
     "core": {""},
     "recipes": CORE,
+    "wire": set(),
+    "peers": CORE | {"wire"},
+    "cluster": MACHINE | {"peers", "wire"},
+    "nonfinite": MACHINE,
     "ops": MATHS,
     "losses": MATHS,
     "data": set(),

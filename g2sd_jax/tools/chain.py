@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from g2sd_jax import cli, core, recipes, train
+from g2sd_jax import cli, cluster, core, recipes, train
 from g2sd_jax import workdir as folder
 from g2sd_jax.tools import central, finished, report
 
@@ -35,11 +35,13 @@ class Step(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser("chain")
+    cluster.arguments(parser)
     parser.add_argument(
         "--workdir", required=True, help="folder of the chain; one in it is continued"
     )
     args = recipes.parse(parser, argv)
-    run(args.config, args.workdir)
+    with cluster.joined(args):
+        run(args.config, args.workdir)
     return 0
 
 

@@ -1,0 +1,52 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""One process of a tiny run: `python tests/pair.py WORKDIR STAGE…`, and its place."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+
+import runs
+from g2sd_jax import cli, cluster, metrics, train
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser()
+    cluster.arguments(parser)
+    parser.add_argument("workdir")
+    parser.add_argument("stages", nargs="+")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval", type=float, default=100.0, help="epochs between")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds per step")
+    args = parser.parse_args(argv)
+    swap = metrics.Late.swap
+
+    def slowly(late, step, told):
+        time.sleep(args.slow)  # So that there is a step to interrupt.
+        return swap(late, step, told)
+
+    metrics.Late.swap = slowly
+    with cluster.joined(args):
+        jax.config.update("jax_default_matmul_precision", "highest")
+        for stage in args.stages:
+            changes = dict(total_steps=args.steps, seed=args.seed, shown=10)
+            config = runs.small(stage, eval_epochs=args.eval, **changes)
+            train.run(config, f"{args.workdir}/{stage}")
+    return 0
+
+
+def live(argv: Sequence[str], log: str) -> None:
+    """A whole process in a forked one, whose imports were made once for all."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.exit(cli.guarded(lambda: main(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(lambda: main(sys.argv[1:])))

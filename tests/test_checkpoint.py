@@ -1,0 +1,367 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: written behind the run's back, kept by rule, and never half believed."""
+
+import os
+import resource
+import shutil
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import runs
+from g2sd_jax import checkpoint, cli, cluster, core, metrics, parallel, train
+from g2sd_jax import step as stepping
+from g2sd_jax.tools import inspect
+
+DESCRIBE = dict(stage="made up", kind="none")
+
+
+def state(step, size=64):
+    values = jnp.arange(size, dtype=jnp.float32) + step
+    return core.TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        params={"kernel": values, "norm": {"bias": -values}},
+        model_state={"batch_stats": {"mean": values * 2}},
+        opt_state={"mu": values * 3},
+    )
+
+
+def abstract(of):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), of
+    )
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """Makes managers of one folder, and closes them."""
+    made = []
+
+    def make(keep=3, **changes):
+        made.append(checkpoint.Manager(str(tmp_path), keep, **changes))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def saved(manager, steps, **scores):
+    each = manager()
+    for step in steps:
+        each.save(step, state(step), DESCRIBE)
+    each.close()
+
+
+def test_restored_as_saved_with_the_newest_kept(manager):
+    saved(manager, (2, 4, 6, 8))
+    again = manager()
+    assert again.steps() == [8, 6, 4]
+    found = again.restore(abstract(state(0)))
+    for one, other in zip(*map(jax.tree.leaves, (found, state(8))), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_save_goes_on_in_the_background_and_is_exact(manager, monkeypatch):
+    """The state may be donated at once, and what is written is what it was."""
+    orbax = ocp.checkpoint_manager.CheckpointManager
+    finalize, order, opened = orbax._finalize, [], threading.Event()
+
+    def finalize_later(*given):
+        opened.wait(30)
+        order.append("committed")
+        return finalize(*given)
+
+    monkeypatch.setattr(orbax, "_finalize", finalize_later)
+    each, current = manager(), state(2, size=2**20)
+    expected = jax.device_get(current)
+    overwrite = jax.jit(
+        lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0
+    )
+    each.save(2, current, DESCRIBE)
+    for _ in range(3):
+        current = overwrite(current)
+    jax.block_until_ready(current)
+    order.append("went on")
+    opened.set()
+    each.wait()
+    assert order == ["went on", "committed"]
+    found = manager().restore(abstract(current))
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("best_is", "expected"), [("max", 2), ("min", 3)])
+def test_the_best_is_kept_beside_the_newest(manager, best_is, expected):
+    each = manager(1, best="eval/top1", best_is=best_is)
+    for step, top1 in ((1, 50.0), (2, 90.0), (3, 10.0), (5, 70.0)):
+        each.save(step, state(step), DESCRIBE, {"eval/top1": top1})
+    each.save(6, state(6), DESCRIBE)
+    each.close()
+    assert manager(1, best="eval/top1", best_is=best_is).steps() == [6, expected]
+
+
+def test_an_unknown_metric_lists_the_known(manager):
+    with pytest.raises(ValueError, match=r"best='eval/top2'.*eval/top1, eval/top5"):
+        manager(best="eval/top2").save(
+            1, state(1), DESCRIBE, {"eval/top1": 1.0, "eval/top5": 1.0}
+        )
+
+
+def damage(folder, how):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    if how == "truncated":
+        for path in folder.rglob("d/*"):
+            os.truncate(path, path.stat().st_size // 2)
+    elif how == "emptied":
+        for path in files:
+            os.truncate(path, 0)
+    elif how == "gaps":
+        largest.unlink()
+        shutil.rmtree(folder / "state" / "d", ignore_errors=True)
+    elif how == "foreign":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "notes.txt").write_text("not a checkpoint")
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "gaps", "foreign"])
+def test_a_damaged_newest_is_named_and_left_out(manager, how, tmp_path, capsys):
+    saved(manager, (2, 4))
+    damage(tmp_path / "checkpoints" / "4", how)
+    each = manager()
+    found = each.restore(abstract(state(0)))
+    assert int(found.step) == 2
+    told = capsys.readouterr().out
+    assert "checkpoints/4 cannot be read and is left out" in told
+    assert told.count("\n") == 1
+    # It is out of the way, so that the run can save this step once more.
+    assert (tmp_path / "broken_checkpoints" / "4").exists()
+    each.save(4, state(4), DESCRIBE)
+    each.close()
+    assert int(manager().restore(abstract(state(0))).step) == 4
+
+
+def test_a_reader_names_a_damaged_one_and_moves_nothing(manager, tmp_path, capsys):
+    saved(manager, (2, 4))
+    damage(tmp_path / "checkpoints" / "4", "truncated")
+    held = checkpoint.read_run(str(tmp_path), "config.teacher.checkpoint")
+    assert held.step == 2 and "left out" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "4").exists()
+
+
+def test_the_only_one_damaged_is_an_error(manager, tmp_path):
+    saved(manager, (2,))
+    damage(tmp_path / "checkpoints" / "2", "truncated")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .step 2: "):
+        manager().restore(abstract(state(0)))
+
+
+def test_another_states_checkpoint_is_an_error(manager, tmp_path):
+    saved(manager, (2,))
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
+        manager().restore(abstract(state(0, size=65)))
+
+
+def test_torn_saves_are_cleaned_by_the_next_writer_alone(manager, tmp_path):
+    saved(manager, (2,))
+    torn = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "2", torn)
+    assert checkpoint.read_run(str(tmp_path), "key").step == 2
+    assert torn.exists()  # Perhaps somebody is writing it.
+    each = manager()
+    assert each.latest() == 2
+    each.save(6, state(6), DESCRIBE)
+    each.close()
+    assert not torn.exists()
+
+
+def test_read_without_the_config(manager, tmp_path):
+    saved(manager, (2, 4))
+    held = checkpoint.read_run(str(tmp_path), "key")
+    assert sorted(held.state) == ["model_state", "params"]
+    np.testing.assert_array_equal(
+        held.state["model_state"]["batch_stats"]["mean"], np.arange(64) * 2.0 + 8
+    )
+    assert (held.describe["stage"], held.step, held.steps) == ("made up", 4, [4, 2])
+    first = checkpoint.read_run(f"{tmp_path}/checkpoints/2", "key")
+    assert first.step == 2 and first.state["params"]["kernel"][0] == 2
+    with pytest.raises(ValueError, match="no complete checkpoint of step 3"):
+        checkpoint.read_run(f"{tmp_path}/checkpoints/3", "key")
+
+
+def test_inspect_tells_states_apart_by_their_bits(manager, tmp_path, capsys):
+    saved(manager, (2, 4))
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert (told["stage"], told["step"], told["checkpoints"]) == (
+        "made up",
+        "4",
+        "4, 2",
+    )
+    assert told["parameters"] == "128"
+    digests = [
+        told[f"{name} sha256"] for name in ("params", "model_state", "opt_state")
+    ]
+    assert len({len(digest) for digest in digests}) == 1 and len(set(digests)) == 3
+    other = inspect.run(f"{tmp_path}/checkpoints/2")
+    assert f"params sha256: {told['params sha256']}" not in other
+    moved = {"a": np.float32([1, 2]), "b": np.float32([])}
+    same = {"b": np.float32([]), "a": np.float32([1, 2])}
+    assert inspect.digest(moved) == inspect.digest(same)
+    assert inspect.digest({"a": np.float32([2, 1])}) != inspect.digest(moved)
+    assert cli.main(["inspect", str(tmp_path / "no")]) == 2
+    assert "g2sd inspect='" in capsys.readouterr().err
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond a few bytes, as on a disk without space."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+
+    yield fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line(full_disk, tmp_path):
+    each = checkpoint.Manager(str(tmp_path), keep=3)
+    each.save(2, state(2), DESCRIBE)
+    each.wait()
+    full_disk()
+    with pytest.raises(OSError, match=r"could not be written: .*space") as error:
+        each.save(4, state(4), DESCRIBE)
+        each.wait()
+    assert "\n" not in str(error.value)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    with pytest.raises(OSError, match="could not be written"):
+        each.close()
+    assert checkpoint.read_run(str(tmp_path), "key").step == 2
+
+
+def test_a_full_disk_stops_the_log_in_one_line(full_disk, tmp_path):
+    lines = metrics.Lines(tmp_path / "metrics.jsonl", 0)
+    full_disk()
+    with pytest.raises(OSError, match=r"metrics.jsonl can not be written: File too"):
+        for step in range(9):
+            lines.write(step, {"loss": 1.0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    lines.close()
+
+
+def test_a_vanished_folder_is_one_line(manager, tmp_path):
+    each = manager()
+    shutil.rmtree(tmp_path)
+    with pytest.raises(OSError, match=r"could not be written: .*vanished") as error:
+        each.save(2, state(2), DESCRIBE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["/proc/here", "file/run"])
+def test_a_folder_that_cannot_be_made_is_one_line(where, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    workdir = tmp_path / where
+    given = [f"--workdir={workdir}", "--config=pretrain:smoke,steps=2"]
+    given += [f"--config.model.{k}={v}" for k, v in (runs.SMALL | runs.DECODER).items()]
+    assert cli.main(["train", *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert str(workdir) in error
+
+
+class TestStopping:
+    def asked_at(self, monkeypatch, step):
+        """SIGTERM comes while `step` is under way."""
+        swap = metrics.Late.swap
+
+        def asking(late, number, told):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return swap(late, number, told)
+
+        monkeypatch.setattr(metrics.Late, "swap", asking)
+
+    def facts(self, workdir):
+        told = inspect.run(workdir).splitlines()
+        rows = metrics.read_lines(f"{workdir}/metrics.jsonl")
+        times = {"images_per_sec", "step_ms", "input_wait"}
+        rows = [{key: row[key] for key in row.keys() - times} for row in rows]
+        return [line for line in told if "sha256" in line], rows
+
+    def test_sigterm_saves_this_very_step_and_says_so(self, tmp_path, monkeypatch):
+        before = signal.getsignal(signal.SIGTERM)
+        whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+        config = runs.small("linprobe", eval_epochs=0.5)
+        train.run(config, whole)
+        with monkeypatch.context() as patch:
+            self.asked_at(patch, 4)
+            with pytest.raises(core.Preempted, match="step 4 of 6 is saved"):
+                train.run(config, parts)
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert checkpoint.read_run(parts, "key").step == 4
+        train.run(config, parts)
+        one, other = (self.facts(folder) for folder in (whole, parts))
+        assert one == other
+        # Each evaluation once, the one of the last step among them.
+        assert [row["step"] for row in one[1] if "eval/top1" in row] == [2, 4, 6]
+
+    def test_the_exit_status_is_the_documented_one(self, capsys):
+        def asked():
+            raise core.Preempted("stopped as asked")
+
+        assert cli.guarded(asked) == 75
+        assert capsys.readouterr().out == "stopped as asked\n"
+
+
+def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
+    """The state is restored where it lives: no initial one is made beside it."""
+    config = runs.small("finetune", total_steps=3)
+    train.run(config, str(tmp_path))
+    (tmp_path / "DONE").unlink()
+    build, most = stepping.build, []
+
+    def without_init(*given):
+        def refused(_):
+            raise AssertionError("a resumed run initialises nothing")
+
+        return build(*given)._replace(init=refused, start=refused)
+
+    restore = checkpoint.Manager.restore
+
+    def measured(manager, wanted):
+        held = sum(x.nbytes for x in jax.live_arrays())
+        found = restore(manager, wanted)
+        most.append(sum(x.nbytes for x in jax.live_arrays()) - held)
+        most.append(sum(leaf.nbytes for leaf in jax.tree.leaves(found)))
+        return found
+
+    monkeypatch.setattr(stepping, "build", without_init)
+    monkeypatch.setattr(checkpoint.Manager, "restore", measured)
+    train.run(config, str(tmp_path))
+    assert most[0] <= most[1]
+
+
+def test_a_metric_that_no_evaluator_tells_is_refused_at_once(tmp_path):
+    config = runs.small("finetune")
+    with config.unlocked():
+        config.checkpoint.best = "evl/top1"
+    with pytest.raises(ValueError, match="did you mean eval"):
+        train.run(config, str(tmp_path))
+
+
+def test_alone_nothing_is_compared():
+    def never():
+        raise AssertionError("asked for without need")
+
+    cluster.agree("data", never)
+    assert cluster.everybody("a reason", 3) == [3]
+    assert parallel.gather_states({"a": 1}) == [{"a": 1}]

@@ -35,7 +35,7 @@ def measure(config, canvas: tuple[int, int]) -> dict:
     parallel.check_batch(config, mesh)
     stage = stages.build(config)
     example = bench.invented_batch(config)
-    frozen = train.frozen_variables(stage, config, example, mesh)
+    frozen, _ = train.frozen_variables(stage, config, example, mesh)
     program = stepping.build(config, stage, mesh, example)
     key = program.keys()["step"]
     state = program.start(program.init(program.keys()["init"]))

@@ -66,7 +66,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
             raise ValueError(f"{item} has no value; write {item}=VALUE")
         overrides[key] = value
     args = parser.parse_args(rest)
-    args.config = load(args.config, overrides)
+    args.spec, args.config = args.config, load(args.config, overrides)
     return args
 
 

@@ -4,6 +4,7 @@
 # Lint, format and all tests: bash launch/test.sh [--interop] [arguments of pytest]
 # --interop also installs the third-party libraries that some tests compare with.
 set -euo pipefail
+# shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 extras=dev

@@ -99,8 +99,3 @@ def test_bench_of_augmentation(monkeypatch, tmp_path, capsys):
     for wrong in ("24", "0x3", "3x"):
         with pytest.raises(ValueError, match=r"--canvas=.*384x512"):
             bench_augment.canvas_of(wrong)
-
-
-def test_unknown_topology_is_refused():
-    with pytest.raises(ValueError, match="--topology='v9' is not known"):
-        plan.devices_of("v9:2x2")

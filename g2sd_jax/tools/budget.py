@@ -236,9 +236,11 @@ def _of_the_step(figures: dict) -> list[str]:
     parts = ", ".join(
         f"{name} {1000 * s:.2f} ms" for name, s in line["seconds"].items()
     )
+    once = len(figures["loops_counted_once"])
+    note = f"; {once} loops of unknown length counted once" * bool(once)
     return [
         f"  bytes per image (compiled): {human(moved['memory'])} of main memory, "
-        f"{human(moved['all'])} with what stays on the chip",
+        f"{human(moved['all'])} with what stays on the chip{note}",
         f"  collectives per step (compiled): {kinds or 'none'}",
         f"  roofline (modelled): {parts}; {line['images_per_s']:.0f} images/s, "
         f"{line['images_per_s_per_host']:.0f} per host, bound by {line['bound_by']}",

@@ -56,10 +56,15 @@ class Operation(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Computations by name; `times` a step runs those that are not part of a fusion."""
+    """Computations by name; `times` a step runs those that are not part of a fusion.
+
+    A loop that ends when it likes, such as one that draws until it accepts, is counted
+    once and named in `unknown`.
+    """
 
     computations: Mapping[str, Mapping[str, Operation]]
     times: Mapping[str, int]
+    unknown: tuple[str, ...]
 
     def run(self) -> Iterator[tuple[Mapping[str, Operation], Operation, int]]:
         """(its computation, operation, times a step) of all that is run by itself."""
@@ -94,9 +99,10 @@ def read(text: str) -> Program:
         elif current is not None and (named := NAMED.match(line)):
             operation = _operation(named[1], line[named.end() :], "ROOT " in line)
             current[operation.name] = operation
-    times = dict.fromkeys(computations, 0)
-    _visit(computations, entry, 1, times)
-    return Program(computations, {name: n for name, n in times.items() if n})
+    times, unknown = dict.fromkeys(computations, 0), []
+    _visit(computations, entry, 1, times, unknown)
+    times = {name: count for name, count in times.items() if count}
+    return Program(computations, times, tuple(unknown))
 
 
 def called(operation: Operation) -> dict[str, str]:
@@ -137,38 +143,32 @@ def _closing(text: str, begin: int) -> int:
     raise ValueError(f"unbalanced parentheses in a compiled program: {text[:80]}")
 
 
-def _visit(computations, name: str, count: int, times: dict) -> None:
+def _visit(computations, name: str, count: int, times: dict, unknown: list) -> None:
     times[name] += count
     for operation in computations[name].values():
-        names = called(operation)
+        names, ahead = called(operation), []
         if operation.code == "while":
             trips = trip_count(operation, computations)
-            _visit(computations, names["body"], count * trips, times)
+            unknown += [operation.name] if trips is None else []
+            ahead = [(names["body"], count * (trips or 1))]
         elif operation.code in ("call", "async-start"):
-            target = names.get("to_apply") or names.get("calls")
-            _visit(computations, target, count, times)
+            ahead = [(names.get("to_apply") or names.get("calls"), count)]
         elif operation.code == "conditional":
             # Which branch is taken is not known here; a bound counts each.
-            for branches in BRANCHES.findall(operation.attributes):
-                for branch in re.findall(r"%?([\w.\-]+)", branches):
-                    if branch in computations:
-                        _visit(computations, branch, count, times)
+            branches = BRANCHES.findall(operation.attributes)
+            found = re.findall(r"%?([\w.\-]+)", " ".join(branches))
+            ahead = [(branch, count) for branch in found if branch in computations]
+        for each, rounds in ahead:
+            _visit(computations, each, rounds, times, unknown)
 
 
-def trip_count(loop: Operation, computations) -> int:
-    """Rounds of a loop that counts from 0; told by the compiler, or its condition's.
-
-    Raises:
-        ValueError: if neither tells; a figure made from it would be wrong.
-    """
+def trip_count(loop: Operation, computations) -> int | None:
+    """Rounds of a loop that counts from 0: the compiler's word, or its condition's."""
     told = TRIPS.search(loop.attributes)
     if told:
         return int(told[1])
     condition = computations[called(loop)["condition"]].values()
-    bounds = [int(each.literal) for each in condition if each.code == "constant"]
-    if len(bounds) != 1:
-        raise ValueError(
-            f"the compiled program has a loop, {loop.name}, whose number of rounds "
-            "can not be read; plan it with --config.scan=False."
-        )
-    return bounds[0]
+    ends = [each for each in condition if each.root and each.code == "compare"]
+    bounds = [each.literal for each in condition if each.code == "constant"]
+    counts = ends and "direction=LT" in ends[0].attributes and len(bounds) == 1
+    return int(bounds[0]) if counts and bounds[0].isdigit() else None

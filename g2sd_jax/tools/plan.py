@@ -208,6 +208,7 @@ def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> di
     return dict(
         bytes_per_image=dict(memory=per_image(done.memory), all=per_image(done.all)),
         collectives=sent,
+        loops_counted_once=program.unknown,
         roofline=budget.roofline(products, done.memory, sent, batch, where),
     )
 

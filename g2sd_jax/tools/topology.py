@@ -22,13 +22,15 @@ class Chip(NamedTuple):
     links: float | None  # bytes/s to its neighbours, all links together, one way
 
 
-# Google's pages on each generation (docs.cloud.google.com/tpu/docs/v5e and so on),
-# bfloat16. Links: half of the figure for both directions; v4 as in arXiv 2304.01433.
+# Memory: what libtpu 0.0.42's compiler leaves a program, as its refusal of one that is
+# too large says. The rest: Google's page on each generation, such as
+# docs.cloud.google.com/tpu/docs/v5e, bfloat16; links are half of the figure for both
+# directions, those of v4 from arXiv 2304.01433.
 GENERATIONS = {
-    "v4": Chip(32 * 2**30, 275e12, 1200e9, 300e9),
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9),
+    "v4": Chip(30.75 * 2**30, 275e12, 1200e9, 300e9),
+    "v5e": Chip(15.75 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95.74 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.25 * 2**30, 918e12, 1638e9, 400e9),
 }
 # A v4 chip counts as one device only in its megacore form.
 OPTIONS = {"v4": dict(chip_config_name="megacore")}

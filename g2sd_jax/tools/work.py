@@ -99,12 +99,13 @@ def traffic(operation, computation, program: hlo.Program) -> tuple[int, int]:
         return 0, 0
     moved = []  # (bytes, space) of everything read or written
     if code.endswith("-done"):
-        # Told at its end: what arrived came from where the start's operand lies.
+        # Told at its end: what arrived, and what of the source that took.
         arrived = operation.shapes
         start = computation[operation.operands[0]]
         source = computation[start.operands[0]].shapes if start.operands else arrived
+        size, held = (sum(each.bytes for each in side) for side in (arrived, source))
         moved = [(shape.bytes, shape.space) for shape in arrived]
-        moved += [(shape.bytes, source[0].space) for shape in arrived]
+        moved += [(min(size, held), each.space) for each in source[:1]]
     elif code == "fusion":
         moved = _of_fusion(operation, computation, program)
     elif code in SLICES or code == "dynamic-update-slice":

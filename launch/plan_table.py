@@ -44,6 +44,10 @@ def main(folder: str) -> int:
             parts = max(2 * parts, wanted(planned["memory"]))
             planned = plan(folder, recipe, topology, f"accumulate={parts}")
     print(table(folder))
+    for recipe in RECIPES:
+        figures = plan(folder, recipe, "v5e:8x8", "")
+        if "roofline" in figures:
+            print(f"\n{recipe}\n\n{scaling(figures)}")
     return 0
 
 
@@ -115,6 +119,35 @@ def row(figures: dict) -> str:
             line["bound_by"],
         ]
     return "| " + " | ".join(cells) + " |"
+
+
+POD, BETWEEN = 256, 6.4e12 / 8  # Chips of a v5e pod; bytes/s out of one, to others.
+
+
+def scaling(figures: dict) -> str:
+    """Markdown: the same step on 8 to 1,024 chips of v5e, reckoned from this plan.
+
+    Weak: each chip keeps its images. Strong: the batch is the recipe's, shared out.
+    """
+    lines = ["| chips | weak: images/s | all-reduce ms | strong: images/s | step ms |"]
+    lines.append("|---" * 5 + "|")
+    per_chip, seconds = figures["batch_per_device"], figures["roofline"]["seconds"]
+    busy = max(seconds["compute"], seconds["memory"])
+    bytes_, count = figures["collectives"]["bytes"], figures["devices"]
+    link = figures["collectives"]["sent_per_device"] / seconds["collectives"]
+    for chips in (8, 16, 32, 64, 128, 256, 512, 1024):
+        inside, pods = min(chips, POD), max(1, chips // POD)
+        sending = 2 * (inside - 1) / inside * bytes_ / link
+        # Between pods each chip has its part of the sum left, and its part of the way.
+        sending += 2 * (pods - 1) / pods * bytes_ / BETWEEN
+        weak = chips * per_chip / max(busy, sending)
+        step = max(busy * count / chips, sending)
+        strong = figures["batch"] / step
+        lines.append(
+            f"| {chips} | {weak:,.0f} | {1e3 * sending:.2f} | {strong:,.0f} | "
+            f"{1e3 * step:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from g2sd_jax import parallel
 from g2sd_jax.tools import bench, budget, collectives, flops, hlo, plan, topology, work
 
 # A loop of three rounds, as a TPU's compiler writes it: the bound stands in the
-# condition, S(1) is memory on the chip, one gather is spread over two fusions.
+# condition, S(1) is memory on the chip, one gather is spread over three fusions.
 TEXT = """\
 HloModule jit_step, is_scheduled=true
 
@@ -60,6 +60,7 @@ rhs_contracting_dims={1}
   %shared = (f32[64,32]{1,0:S(1)}, bf16[5]{0}) all-reduce(%block, %x), channel_id=2, \
 replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %first = f32[64,32]{1,0:S(1)} get-tuple-element(%shared), index=0
+  %more = bf16[16,8]{1,0} fusion(%x, %x), kind=kCustom, calls=%rest
   %next = s32[] add(%round, %round)
   ROOT %out = (s32[], f32[64,32]{1,0}, f32[3,64,32]{2,1,0}) tuple(%next, %first, %w)
 }
@@ -91,9 +92,9 @@ def test_loops_count_as_often_as_they_run():
     done = work.measure(program)
     assert done.flops == 3 * 2 * 64 * 64 * 32
     # A round reads one slice of the stack, not the stack, and an index; what it makes
-    # stays on the chip, but for bf16[5] of the all-reduce and the counter's sum. Each
-    # of three operations outside reads a part and writes the whole of a gather.
-    round_bytes = 64 * 32 * 4 + 4 + 10 + 3 * 4
+    # stays on the chip, but for bf16[5] of the all-reduce, a piece of a gather, and the
+    # counter's sum. Each of three operations outside reads a part and writes the whole.
+    round_bytes = 64 * 32 * 4 + 4 + 10 + 256 + 3 * 4
     assert done.memory == 3 * round_bytes + 3 * (64 + 256)
     assert done.all > 3 * (64 * 64 * 4) + done.memory
 
@@ -104,7 +105,7 @@ def test_collectives_of_a_program():
     assert kinds["all-reduce"] == dict(
         count=3, bytes=3 * (64 * 32 * 4 + 10), elements=3 * (64 * 32 + 5)
     )
-    # One with two ends, one in two pieces.
+    # One with two ends, one in three pieces, of which one is in the loop.
     assert kinds["all-gather"] == dict(count=2, bytes=2 * 256, elements=2 * 128)
     assert {each.group for each in found} == {4}
     sent = 2 * 3 / 4 * 3 * (64 * 32 * 4 + 10) + 3 / 4 * 2 * 256

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from g2sd_jax import cli, parallel, recipes, stages
+from g2sd_jax import cli, parallel, recipes, stages, workdir
 from g2sd_jax import step as stepping
 from g2sd_jax.models import layers
 from g2sd_jax.tools import bench, budget, collectives, hlo, topology, work
@@ -108,7 +108,7 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     program = stepping.build(config, stage, mesh, example)
     frozen = frozen_shapes(stage, config, mesh)
     given = (program.state, frozen, example, key_of(mesh))
-    compiled = compile_or_refusal(program.step, given)
+    compiled = compile_or_refusal(program.step, given, where)
     held = dict(
         parameters=program.state.params,
         optimiser=program.state.opt_state,
@@ -140,15 +140,21 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     return figures
 
 
-def compile_or_refusal(function, given) -> Compiled:
+def compile_or_refusal(function, given, where: topology.Slice) -> Compiled:
     """A program that does not fit may be refused by the compiler itself."""
     lowered = function.lower(*given)
+    cache = jax.config.jax_compilation_cache_dir
+    if where.devices[0].client is not jax.devices()[0].client:
+        # What was compiled for absent devices is written, but can not be read again.
+        workdir.use_cache(None)
     try:
         return Compiled(lowered.compile(), "")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(None, str(error).splitlines()[0])
+    finally:
+        workdir.use_cache(cache)
 
 
 def refused_bytes(refusal: str) -> int:
@@ -223,7 +229,7 @@ def evaluation(stage, config, mesh, program, frozen, where) -> dict:
         shapes = batch_shapes(batch, config.batch, mesh)
         predict = stage.evaluators[name].predict
         predict = jax.jit(predict, out_shardings=parallel.batch_sharding(mesh))
-        compiled = compile_or_refusal(predict, (variables, frozen, shapes))
+        compiled = compile_or_refusal(predict, (variables, frozen, shapes), where)
         held = dict(parameters=variables, teacher=frozen, batch=shapes)
         row = memory(held, compiled, where.chip.memory)
         # The optimiser stays on the device meanwhile.

@@ -34,6 +34,8 @@ GENERATIONS = {
 }
 # A v4 chip counts as one device only in its megacore form.
 OPTIONS = {"v4": dict(chip_config_name="megacore")}
+# Any of the generation: without one, libtpu warns that it can not tell its host.
+TYPES = {"v4": "v4-8", "v5e": "v5litepod-4", "v5p": "v5p-8", "v6e": "v6e-4"}
 # Nobody is to be asked for a TPU's metadata, nor does one hold a lock here.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -58,7 +60,8 @@ def named(topology: str) -> Slice:
     """A TPU slice such as v5e:8x8, as the compiler sees it."""
     generation = topology.partition(":")[0]
     chip = core.lookup("--topology", generation, GENERATIONS)
-    for key, value in ENVIRONMENT.items():
+    told = {**ENVIRONMENT, "TPU_ACCELERATOR_TYPE": TYPES[generation]}
+    for key, value in told.items():
         os.environ.setdefault(key, value)
     if not os.environ.get("JAX_PLATFORMS"):
         # With libtpu installed, JAX would look for a TPU here, and wait for it.

@@ -14,7 +14,17 @@ import pytest
 
 import runs
 from g2sd_jax import parallel
-from g2sd_jax.tools import bench, budget, collectives, flops, hlo, plan, topology, work
+from g2sd_jax.tools import (
+    bench,
+    collectives,
+    flops,
+    hlo,
+    plan,
+    shapes,
+    summary,
+    topology,
+    work,
+)
 
 # A loop of three rounds, as a TPU's compiler writes it: the bound stands in the
 # condition, S(1) is memory on the chip, one gather is spread over three fusions.
@@ -148,14 +158,14 @@ def test_scanned_and_unrolled_programs_cost_the_same():
         body = lambda x, w: (jnp.tanh(x @ w), None)
         return jax.lax.scan(body, x, w, unroll=unroll)[0].sum()
 
-    shapes = jnp.zeros((16, 32)), jnp.zeros((5, 32, 32))
+    given = jnp.zeros((16, 32)), jnp.zeros((5, 32, 32))
     counted = {}
     for unroll in (1, 5):
-        gradient = jax.grad(lambda *given, n=unroll: step(n, *given), argnums=1)
-        compiled = jax.jit(gradient).lower(*shapes).compile()
+        gradient = jax.grad(lambda *x, n=unroll: step(n, *x), argnums=1)
+        compiled = jax.jit(gradient).lower(*given).compile()
         counted[unroll] = work.measure(hlo.read(compiled.as_text())).flops
     product = 2 * 16 * 32 * 32
-    assert counted[1] == flops.matmul(gradient, *shapes) == 15 * product
+    assert counted[1] == flops.matmul(gradient, *given) == 15 * product
     # Unrolled, the compiler sees that nobody asks for the gradient of the input.
     assert counted[5] == 14 * product
 
@@ -167,7 +177,7 @@ def planned():
     @functools.cache
     def make(stage, batch=16, fsdp=1, evaluate=False):
         mesh = dict(data=-1, fsdp=fsdp)
-        config = plan.untrained(runs.small(stage, batch=batch, mesh=mesh))
+        config = shapes.untrained(runs.small(stage, batch=batch, mesh=mesh))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bench, "SIDE", {"cpu": 64})
             patch.setattr(parallel, "SMALL", 64)
@@ -259,9 +269,9 @@ def test_bad_input_is_one_line(words, said):
 def test_what_does_not_fit_says_what_to_change(planned):
     figures = copy.deepcopy(planned("generic_distill"))
     memory = figures["memory"]
-    assert budget.verdict(figures).startswith("fits: yes")
+    assert summary.verdict(figures).startswith("fits: yes")
     memory |= dict(limit=memory["total"] - 1000, spare=-1000, fits=False)
-    said = budget.verdict(figures)
+    said = summary.verdict(figures)
     assert said.startswith("fits: no")
     assert "1 kB too much" in said
     assert "--config.mesh.fsdp=2" in said or "--config.remat=dots" in said
@@ -283,7 +293,7 @@ def test_plan_for_a_tpu_that_is_not_here():
     # One device per chip, four chips a host.
     assert (len(found.devices), found.hosts) == (8, 2)
     config = runs.small("pretrain", compute_dtype="bfloat16")
-    figures = plan.plan(plan.untrained(config), found, evaluate=False)
+    figures = plan.plan(shapes.untrained(config), found, evaluate=False)
     assert figures["memory"]["fits"]
     extra = figures["collectives"]["kinds"]["all-reduce"]["elements"]
     assert 0 < extra - figures["parameters"] < 10

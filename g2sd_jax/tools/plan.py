@@ -19,8 +19,16 @@ import numpy as np
 
 from g2sd_jax import cli, parallel, recipes, stages, workdir
 from g2sd_jax import step as stepping
-from g2sd_jax.models import layers
-from g2sd_jax.tools import bench, budget, collectives, hlo, topology, work
+from g2sd_jax.tools import (
+    bench,
+    budget,
+    collectives,
+    hlo,
+    shapes,
+    summary,
+    topology,
+    work,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,34 +52,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--hours", type=float, help="how far the recipe gets in these")
     args = recipes.parse(parser, argv)
     budget.check(args)
-    config = untrained(args.config)
+    config = shapes.untrained(args.config)
     where = topology.named(args.topology) if args.topology else topology.here(config)
     figures = plan(config, where, evaluate=not args.no_eval)
     figures["spec"] = args.spec
     figures["recipe"] = budget.recipe(config, figures, args)
-    print(budget.describe(figures), flush=True)
+    print(summary.describe(figures), flush=True)
     if args.sweep:
         figures["sweep"] = budget.sweep(args.sweep, config, where, plan)
-        print(budget.table(figures["sweep"]), flush=True)
-    print(budget.verdict(figures), flush=True)
+        print(summary.table(figures["sweep"]), flush=True)
+    print(summary.verdict(figures), flush=True)
     if args.out:
         with open(args.out, "w") as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
     return 0
-
-
-def untrained(config):
-    """The recipe without data and without weights, its length as it was."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.source = "fake"  # For the shapes of an evaluation batch.
-        if "init_from" in config:
-            config.init_from = ""
-        for group in ("teacher", "encoder"):
-            if group in config:
-                config[group].checkpoint = "random:0"
-    return config
 
 
 class Compiled(NamedTuple):
@@ -97,17 +92,19 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     """Compiles training and evaluation for every device; all figures but the recipe's.
 
     Args:
-        config: of `untrained`.
+        config: of `shapes.untrained`.
         where: the devices.
         evaluate: compile the stage's evaluators too.
     """
     mesh = parallel.make_mesh(config.mesh, where.devices)
     parallel.check_batch(config, mesh)
     stage = stages.build(config)
-    example = batch_shapes(bench.invented_batch(few(config)), config.batch, mesh)
+    example = shapes.of_batch(
+        bench.invented_batch(shapes.few(config)), config.batch, mesh
+    )
     program = stepping.build(config, stage, mesh, example)
-    frozen = frozen_shapes(stage, config, mesh)
-    given = (program.state, frozen, example, key_of(mesh))
+    frozen = shapes.of_frozen(stage, config, mesh)
+    given = (program.state, frozen, example, shapes.key_of(mesh))
     compiled = compile_or_refusal(program.step, given, where)
     held = dict(
         parameters=program.state.params,
@@ -196,7 +193,9 @@ def asked(config, stage, state, frozen) -> float:
     """FLOPs per image of the matrix products that the method asks for."""
     bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     state, frozen = jax.tree.map(bare, (state, frozen))
-    return bench.model_flops(stage, state, frozen, bench.invented_batch(few(config)))
+    return bench.model_flops(
+        stage, state, frozen, bench.invented_batch(shapes.few(config))
+    )
 
 
 def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> dict:
@@ -221,55 +220,19 @@ def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> di
 
 def evaluation(stage, config, mesh, program, frozen, where) -> dict:
     """Memory per device of every evaluator's prediction."""
-    small = few(config)
+    small = shapes.few(config)
     variables = program.state.variables
     found = {}
     for name, evaluator in stages.build(small).evaluators.items():
         batch, _ = next(iter(evaluator.batches()))
-        shapes = batch_shapes(batch, config.batch, mesh)
+        batch = shapes.of_batch(batch, config.batch, mesh)
         predict = stage.evaluators[name].predict
         predict = jax.jit(predict, out_shardings=parallel.batch_sharding(mesh))
-        compiled = compile_or_refusal(predict, (variables, frozen, shapes), where)
-        held = dict(parameters=variables, teacher=frozen, batch=shapes)
+        compiled = compile_or_refusal(predict, (variables, frozen, batch), where)
+        held = dict(parameters=variables, teacher=frozen, batch=batch)
         row = memory(held, compiled, where.chip.memory)
         # The optimiser stays on the device meanwhile.
         row["total"] += bytes_per_device(program.state.opt_state)
         row["fits"] &= row["total"] <= row["limit"]
         found[name] = dict(row, spare=row["limit"] - row["total"])
     return found
-
-
-FEW = 2  # Examples that are really made, to learn a batch's shapes.
-
-
-def few(config):
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.batch = FEW
-        config.accumulate = 1
-    return config
-
-
-def batch_shapes(batch, size: int, mesh) -> dict:
-    """The shapes of `batch`, made of `FEW` examples, as they are with `size`."""
-    where = parallel.batch_sharding(mesh)
-    return {
-        key: jax.ShapeDtypeStruct(
-            (len(value) * size // FEW, *value.shape[1:]), value.dtype, sharding=where
-        )
-        for key, value in batch.items()
-    }
-
-
-def frozen_shapes(stage, config, mesh):
-    """What is frozen, trimmed and cast as the run would have it."""
-    dtype = layers.machine(config)["dtype"]
-    trim = lambda frozen: parallel.cast(stage.trim(frozen), dtype)
-    frozen = stage.frozen()
-    shapes = jax.eval_shape(trim, frozen) if frozen else {}
-    return jax.tree.map(parallel.placed_shape, shapes, parallel.shardings(shapes, mesh))
-
-
-def key_of(mesh):
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return parallel.placed_shape(key, parallel.replicated(mesh))

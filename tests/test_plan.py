@@ -178,6 +178,8 @@ def planned():
     def make(stage, batch=16, fsdp=1, evaluate=False):
         mesh = dict(data=-1, fsdp=fsdp)
         config = shapes.untrained(runs.small(stage, batch=batch, mesh=mesh))
+        # On CPUs crops are made in a loop over the batch, which has to be gathered.
+        config.augment.crop_area = ()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bench, "SIDE", {"cpu": 64})
             patch.setattr(parallel, "SMALL", 64)
@@ -220,9 +222,12 @@ def test_evaluation_is_planned_as_well(planned, stage):
     figures = planned(stage, evaluate=True)
     assert figures["evaluation"]["eval"]["fits"]
     assert figures["evaluation"]["eval"]["total"] > 0
-    asked = figures["flops_per_image"]
-    # Compiled, there are the crops on top.
-    assert asked["asked"] <= asked["compiled"] < 1.5 * asked["asked"]
+
+
+def test_compiled_products_are_those_asked_for(planned):
+    count = planned("generic_distill")["flops_per_image"]
+    # The compiler sums a few axes as products, too.
+    assert count["asked"] <= count["compiled"] < 1.05 * count["asked"]
 
 
 def test_the_command_ends_with_a_verdict(monkeypatch, tmp_path, capsys):
@@ -297,8 +302,8 @@ def test_plan_for_a_tpu_that_is_not_here():
     assert figures["memory"]["fits"]
     extra = figures["collectives"]["kinds"]["all-reduce"]["elements"]
     assert 0 < extra - figures["parameters"] < 10
-    asked = figures["flops_per_image"]
-    assert asked["asked"] <= asked["compiled"] < 1.5 * asked["asked"]
+    count = figures["flops_per_image"]
+    assert count["asked"] < count["compiled"] < 1.5 * count["asked"]
     assert 0 < figures["bytes_per_image"]["memory"] <= figures["bytes_per_image"]["all"]
     assert set(figures["roofline"]["seconds"]) == {"compute", "memory", "collectives"}
 

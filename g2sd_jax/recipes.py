@@ -60,6 +60,8 @@ def changed(config: ConfigDict, overrides: Mapping | None) -> ConfigDict:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Reads a command line whose `--config=RECIPE --config.key=value` become `config`.
 
+    `spec` is RECIPE as it was written.
+
     The other arguments are the parser's own.
     """
     parser.add_argument(
@@ -70,7 +72,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     )
     rest, overrides = split(parser, argv)
     args = parser.parse_args(rest)
-    args.config = load(args.config, overrides)
+    args.spec, args.config = args.config, load(args.config, overrides)
     return args
 
 

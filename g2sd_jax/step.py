@@ -53,7 +53,7 @@ def build(config, stage: core.Stage, mesh, example) -> Program:
         init=lambda key: init(key, example),
         start=lambda variables: born(parallel.place(variables, homes)),
         step=jax.jit(
-            train_step(stage, tx, rate, config.accumulate),
+            train_step(stage, tx, rate, config.accumulate, mesh),
             donate_argnums=0,
             # What is told goes into the next step as well, so it has its place.
             out_shardings=(where, parallel.replicated(mesh)),
@@ -115,7 +115,9 @@ def new_state(variables: dict, tx) -> core.TrainState:
     )
 
 
-def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
+def train_step(
+    stage: core.Stage, tx, rate: Callable, parts: int, mesh=None
+) -> Callable:
     """(state, frozen, batch, root, going) -> (state, metrics), to be jitted.
 
     The order is part of the contract: draws for the whole batch, then micro-batches,
@@ -128,13 +130,16 @@ def train_step(stage: core.Stage, tx, rate: Callable, parts: int) -> Callable:
 
     def step(state, frozen, batch, root, going=None):
         draws = stage.draw(jax.random.fold_in(root, state.step), batch)
+        # Once a step, not once a micro-batch; the gradient goes back the same way.
+        whole, frozen = parallel.gathered((state.params, frozen), mesh)
 
         def part(batch, draws):
             given = state.model_state, frozen, batch, draws, state.step
-            (_, aux), grads = gradient(state.params, *given)
+            (_, aux), grads = gradient(whole, *given)
             return aux, grads
 
         (model_state, told), grads = mean_over(part, batch, draws, parts)
+        grads = parallel.scattered(grads, mesh)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(told["loss"]) & jnp.isfinite(norm)
         finite = finite if going is None else finite & going

@@ -1,8 +1,9 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
 # Sourced by the scripts beside it: the repository as working directory, and `environment`.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 venv=${VENV:-$PWD/.venv}
 
 # XLA on a CPU takes fresh memory for every large temporary, which the kernel zeroes page

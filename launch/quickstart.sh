@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The whole method on scikit-learn's digits, on a CPU. Start it again to continue it.
 set -euo pipefail
+# shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 environment

@@ -5,6 +5,7 @@
 # --interop also installs the third-party libraries that some tests compare with.
 # --onnx makes a second environment for jax2onnx, which pins an old Orbax.
 set -euo pipefail
+# shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 extras=dev

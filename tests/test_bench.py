@@ -13,7 +13,7 @@ import pytest
 import runs
 from g2sd_jax import parallel, recipes, stages
 from g2sd_jax import step as stepping
-from g2sd_jax.tools import bench, bench_augment, flops, plan
+from g2sd_jax.tools import bench, bench_augment, flops, shapes
 
 # GFLOPs per image at 224 (method, section 14), embedding the visible patches only; for
 # MAE and DMAE the table counts all patches' embedding, 0.35 to 0.58 more.
@@ -39,7 +39,7 @@ def test_flops_of_the_published_recipes(recipe):
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
     program = stepping.build(config, stage, mesh, example)
     # Shapes are enough: nothing of these sizes is computed here.
-    frozen = plan.frozen_shapes(stage, config, mesh)
+    frozen = shapes.of_frozen(stage, config, mesh)
     counted = bench.model_flops(stage, program.state, frozen, example) / 1e9
     assert counted == pytest.approx(PUBLISHED[recipe], abs=0.01)
 
@@ -99,8 +99,3 @@ def test_bench_of_augmentation(monkeypatch, tmp_path, capsys):
     for wrong in ("24", "0x3", "3x"):
         with pytest.raises(ValueError, match=r"--canvas=.*384x512"):
             bench_augment.canvas_of(wrong)
-
-
-def test_unknown_topology_is_refused():
-    with pytest.raises(ValueError, match="--topology='v9' is not known"):
-        plan.devices_of("v9:2x2")

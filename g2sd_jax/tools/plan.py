@@ -1,146 +1,238 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe's step needs on a TPU that is not here: `g2sd plan --config=RECIPE`.
+"""What a recipe needs of devices that are not here: `g2sd plan --config=RECIPE`.
 
-The real step is compiled ahead of time for a named topology, on a CPU, with libtpu from
-the extra `tpu`; neither data nor weights nor a TPU are needed.
+The real training step and the real evaluation are compiled ahead of time, for a named
+TPU topology on a CPU (libtpu is in the extra `tpu`) or for what is here; no data, no
+weights and no TPU are needed. Every figure says where it comes from.
 """
 
 import json
-import os
+import math
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
-from jax.experimental import topologies
+import jax.numpy as jnp
+import numpy as np
 
-from g2sd_jax import cli, core, parallel, recipes, stages
+from g2sd_jax import cli, parallel, recipes, stages, workdir
 from g2sd_jax import step as stepping
-from g2sd_jax.models import layers
-from g2sd_jax.tools import bench
-
-# Generation: bytes of memory per device, options of its topology. A v4 chip counts as
-# one device only in its megacore form.
-GENERATIONS = {
-    "v4": (32 * 2**30, dict(chip_config_name="megacore")),
-    "v5e": (16 * 2**30, {}),
-    "v5p": (95 * 2**30, {}),
-    "v6e": (32 * 2**30, {}),
-}
+from g2sd_jax.tools import (
+    bench,
+    budget,
+    collectives,
+    hlo,
+    shapes,
+    summary,
+    topology,
+    work,
+)
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser("plan")
-    parser.add_argument("--topology", required=True, help="such as v5e:8x8, v4:2x2x4")
+    parser.add_argument("--topology", default="", help="v5e:8x8, v4:2x2x4; '': here")
     parser.add_argument("--out", default="", help="file for the figures, as JSON")
+    parser.add_argument("--no-eval", action="store_true", help="only the training step")
+    parser.add_argument(
+        "--sweep",
+        default="",
+        metavar="BATCHES:WIDTHS",
+        help="images per device and fsdp widths to compare, such as 32,64,128:1,4",
+    )
+    parser.add_argument(
+        "--efficiency",
+        type=float,
+        default=0.5,
+        help="share of the roofline that hours are reckoned with (default 0.5)",
+    )
+    parser.add_argument("--price", type=float, help="of one chip for one hour")
+    parser.add_argument("--hours", type=float, help="how far the recipe gets in these")
     args = recipes.parse(parser, argv)
-    figures = plan(args.config, args.topology)
-    print(describe(figures), flush=True)
+    budget.check(args)
+    config = shapes.untrained(args.config)
+    where = topology.named(args.topology) if args.topology else topology.here(config)
+    figures = plan(config, where, evaluate=not args.no_eval)
+    figures["spec"] = args.spec
+    figures["recipe"] = budget.recipe(config, figures, args)
+    print(summary.describe(figures), flush=True)
+    if args.sweep:
+        figures["sweep"] = budget.sweep(args.sweep, config, where, plan)
+        print(summary.table(figures["sweep"]), flush=True)
+    print(summary.verdict(figures), flush=True)
     if args.out:
         with open(args.out, "w") as file:
             json.dump(figures, file, indent=2)
+            file.write("\n")
     return 0
 
 
-def devices_of(topology: str) -> list:
-    """The devices of a topology, as the compiler sees them."""
-    generation = topology.partition(":")[0]
-    _, options = core.lookup("--topology", generation, GENERATIONS)
-    # Nobody is to be asked for a TPU's metadata, nor does one hold a lock here.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        found = topologies.get_topology_desc(
-            topology_name=topology, platform="tpu", **options
+class Compiled(NamedTuple):
+    """A program, or what the compiler said instead."""
+
+    executable: object | None
+    refusal: str
+
+    def sizes(self) -> dict:
+        """Bytes per device, as the compiler laid the program out."""
+        if self.executable is None:
+            return {}
+        memory = self.executable.memory_analysis()
+        return dict(
+            arguments=memory.argument_size_in_bytes,
+            temporary=memory.temp_size_in_bytes,
+            program=memory.generated_code_size_in_bytes,
+            new=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         )
-    except (ImportError, RuntimeError, jax.errors.JaxRuntimeError) as error:
-        raise ValueError(
-            f"--topology={topology!r}: {error}. Compiling for a TPU takes libtpu (pip "
-            "install 'g2sd_jax[tpu]') and a topology such as v5e:8x8."
-        ) from error
-    return list(found.devices)
 
 
-def plan(config, topology: str) -> dict:
-    """Compiles the training step for every device of the topology.
+def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
+    """Compiles training and evaluation for every device; all figures but the recipe's.
 
-    FLOPs are the compiler's and count the body of a loop once, so with
-    `config.scan=True` they are left out.
+    Args:
+        config: of `shapes.untrained`.
+        where: the devices.
+        evaluate: compile the stage's evaluators too.
     """
-    devices = devices_of(topology)
-    mesh = parallel.make_mesh(config.mesh, devices)
+    mesh = parallel.make_mesh(config.mesh, where.devices)
     parallel.check_batch(config, mesh)
-    config = bench.untrained(config, "scan" if config.scan else "unroll")
     stage = stages.build(config)
-    example = batch_shapes(config, mesh)
-    program = stepping.build(config, stage, mesh, example)
-    given = (program.state, frozen_shapes(stage, config, mesh), example, key_of(mesh))
-    compiled = program.step.lower(*given).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    limit, _ = GENERATIONS[topology.partition(":")[0]]
-    sizes = dict(
-        arguments=memory.argument_size_in_bytes,
-        temporary=memory.temp_size_in_bytes,
-        program=memory.generated_code_size_in_bytes,
-        new=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    example = shapes.of_batch(
+        bench.invented_batch(shapes.few(config)), config.batch, mesh
     )
-    flops = None if config.scan else cost["flops"] * len(devices) / config.batch
-    return dict(
+    program = stepping.build(config, stage, mesh, example)
+    frozen = shapes.of_frozen(stage, config, mesh)
+    given = (program.state, frozen, example, shapes.key_of(mesh))
+    compiled = compile_or_refusal(program.step, given, where)
+    held = dict(
+        parameters=program.state.params,
+        optimiser=program.state.opt_state,
+        teacher=frozen,
+        batch=example,
+    )
+    figures = dict(
         stage=config.stage,
-        topology=topology,
-        devices=len(devices),
-        device=devices[0].device_kind,
+        topology=where.name,
+        devices=len(where.devices),
+        hosts=where.hosts,
+        device=where.devices[0].device_kind,
+        mesh=dict(mesh.shape),
         dtype=config.compute_dtype,
         batch=config.batch,
+        batch_per_device=config.batch // len(where.devices) // config.accumulate,
+        accumulate=config.accumulate,
         scan=config.scan,
         remat=config.remat,
-        bytes_per_device=sizes,
-        total_bytes=sum(sizes.values()),
-        limit_bytes=limit,
-        fits=sum(sizes.values()) <= limit,
-        flops_per_image=flops,
         jax=jax.__version__,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
+        memory=memory(held, compiled, where.chip.memory),
+        flops_per_image=dict(asked=asked(config, stage, program.state, frozen)),
     )
+    figures |= step_figures(compiled, figures, where)
+    if evaluate:
+        figures["evaluation"] = evaluation(stage, config, mesh, program, frozen, where)
+    figures["sources"] = budget.sources(where)
+    return figures
 
 
-def batch_shapes(config, mesh) -> dict:
-    few = config.copy_and_resolve_references()
-    with few.unlocked():
-        few.batch = 1
-    where = parallel.batch_sharding(mesh)
-    return {
-        key: jax.ShapeDtypeStruct(
-            (config.batch, *value.shape[1:]), value.dtype, sharding=where
+def compile_or_refusal(function, given, where: topology.Slice) -> Compiled:
+    """A program that does not fit may be refused by the compiler itself."""
+    lowered = function.lower(*given)
+    cache = jax.config.jax_compilation_cache_dir
+    if where.devices[0].client is not jax.devices()[0].client:
+        # What was compiled for absent devices is written, but can not be read again.
+        workdir.use_cache(None)
+    try:
+        return Compiled(lowered.compile(), "")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Compiled(None, str(error).splitlines()[0])
+    finally:
+        workdir.use_cache(cache)
+
+
+def refused_bytes(refusal: str) -> int:
+    """What a TPU's compiler says that the temporary values would need, if it does."""
+    said = re.search(r"temporaries \(([\d.]+)([KMG])\)", refusal)
+    return int(float(said[1]) * 2 ** dict(K=10, M=20, G=30)[said[2]]) if said else 0
+
+
+def memory(held, compiled: Compiled, limit: float) -> dict:
+    """Bytes per device: what is kept between steps by name, and what a step adds."""
+    found = {name: bytes_per_device(tree) for name, tree in held.items()}
+    sizes = compiled.sizes()
+    if sizes:
+        found |= dict(
+            # The compiler pads arrays to whole tiles.
+            padding=sizes["arguments"] - sum(found.values()),
+            activations=sizes["temporary"],
+            program=sizes["program"],
+            new=sizes["new"],
         )
-        for key, value in bench.invented_batch(few).items()
-    }
+    else:
+        found["activations"] = refused_bytes(compiled.refusal)
+    total = sum(found.values())
+    fits = bool(sizes) and total <= limit
+    found = dict(bytes_per_device=found, total=total, limit=limit, fits=fits)
+    return found | dict(spare=limit - total, refusal=compiled.refusal)
 
 
-def frozen_shapes(stage, config, mesh):
-    """What is frozen, trimmed and cast as the run would have it."""
-    dtype = layers.machine(config)["dtype"]
-    trim = lambda frozen: parallel.cast(stage.trim(frozen), dtype)
-    frozen = stage.frozen()
-    shapes = jax.eval_shape(trim, frozen) if frozen else {}
-    return jax.tree.map(parallel.placed_shape, shapes, parallel.shardings(shapes, mesh))
-
-
-def key_of(mesh):
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return parallel.placed_shape(key, parallel.replicated(mesh))
-
-
-def describe(figures: dict) -> str:
-    """The figures as a few lines for a reader; the last says whether it fits."""
-    sizes = ", ".join(
-        f"{name} {size / 1e9:.2f}" for name, size in figures["bytes_per_device"].items()
+def bytes_per_device(tree) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+        else 0
+        for leaf in jax.tree.leaves(tree)
     )
-    flops = figures["flops_per_image"]
-    counted = "not counted in a loop" if flops is None else f"{flops / 1e9:.2f} GFLOP"
-    total, limit = figures["total_bytes"] / 1e9, figures["limit_bytes"] / 1e9
-    verdict = "yes" if figures["fits"] else "no"
-    return (
-        "{stage} on {devices} x {device} ({topology}), {dtype}, batch {batch}, "
-        "scan={scan}, remat={remat}\n"
-        f"  compiled: {counted} per image; GB per device: {sizes}\n"
-        f"fits: {verdict}, {total:.2f} of {limit:.2f} GB per device"
-    ).format(**figures)
+
+
+def asked(config, stage, state, frozen) -> float:
+    """FLOPs per image of the matrix products that the method asks for."""
+    bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    state, frozen = jax.tree.map(bare, (state, frozen))
+    return bench.model_flops(
+        stage, state, frozen, bench.invented_batch(shapes.few(config))
+    )
+
+
+def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> dict:
+    """Work, collectives and the roofline, read from the compiled program."""
+    if compiled.executable is None:
+        return {}
+    devices, batch = figures["devices"], figures["batch"]
+    program = hlo.read(compiled.executable.as_text())
+    done = work.measure(program)
+    sent = collectives.summary(collectives.find(program, devices))
+    per_image = lambda count: None if count is None else count * devices / batch
+    figures["flops_per_image"]["compiled"] = per_image(done.flops)
+    # A library's own products are not seen in the text: then what was asked counts.
+    products = done.flops or figures["flops_per_image"]["asked"] * batch / devices
+    return dict(
+        bytes_per_image=dict(memory=per_image(done.memory), all=per_image(done.all)),
+        collectives=sent,
+        loops_counted_once=program.unknown,
+        roofline=budget.roofline(products, done.memory, sent, batch, where),
+    )
+
+
+def evaluation(stage, config, mesh, program, frozen, where) -> dict:
+    """Memory per device of every evaluator's prediction."""
+    small = shapes.few(config)
+    variables = program.state.variables
+    found = {}
+    for name, evaluator in stages.build(small).evaluators.items():
+        batch, _ = next(iter(evaluator.batches()))
+        batch = shapes.of_batch(batch, config.batch, mesh)
+        predict = stage.evaluators[name].predict
+        predict = jax.jit(predict, out_shardings=parallel.batch_sharding(mesh))
+        compiled = compile_or_refusal(predict, (variables, frozen, batch), where)
+        held = dict(parameters=variables, teacher=frozen, batch=batch)
+        row = memory(held, compiled, where.chip.memory)
+        # The optimiser stays on the device meanwhile.
+        row["total"] += bytes_per_device(program.state.opt_state)
+        row["fits"] &= row["total"] <= row["limit"]
+        found[name] = dict(row, spare=row["limit"] - row["total"])
+    return found

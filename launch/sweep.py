@@ -1,0 +1,237 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a sweep: python launch/sweep.py --sweep=configs/sweeps/x.py --workdir=DIR
+
+A sweep file has RECIPE, METRIC, BEST (min or max), SHARED (overrides of every run) and
+`get_sweep()`: override dicts, or a grid of values by key. Runs lie in DIR/NAME, what is
+DONE is not run again, and what was interrupted goes on. At the end DIR/sweep.md and
+DIR/sweep.png compare them. --emit writes the commands instead of running them.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import math
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import time
+
+from matplotlib import figure
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+AGAIN = 75  # Exit status of a run that was asked to stop, and saved.
+FIELDS = ("RECIPE", "METRIC", "BEST", "SHARED", "get_sweep")
+
+
+def main(argv) -> int:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add = parser.add_argument
+    add("--sweep", required=True, help="a file such as configs/sweeps/digits_lr.py")
+    add("--workdir", required=True, help="folder of all its runs")
+    add("--at-once", type=int, default=1, help="local runs side by side")
+    add("--report", action="store_true", help="only compare what is there")
+    add("--emit", choices=("slurm", "pods"), help="write the commands, and run none")
+    add("--pod", default="", help="for --emit=pods: options of tpu_pod.sh, as one text")
+    args = parser.parse_args(argv)
+    try:
+        sweep = load(args.sweep)
+        if args.at_once < 1:
+            raise ValueError(f"--at-once={args.at_once} must be at least 1.")
+        runs = commands(sweep, args.workdir)
+        if args.emit:
+            print(emit(args, runs))
+            return 0
+        failed = [] if args.report else local(runs, args.workdir, args.at_once)
+        print(report(sweep, runs, args.workdir))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name in failed:
+        print(f"failed: {name}, see {args.workdir}/{name}.log", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def load(path: str) -> dict:
+    """The names a sweep file defines."""
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--sweep={path!r} is not a file.")
+    sys.path.insert(0, str(ROOT))  # It may import `configs`.
+    sweep = runpy.run_path(path)
+    missing = [name for name in FIELDS if name not in sweep]
+    if missing:
+        raise ValueError(
+            f"--sweep={path!r} has no {', '.join(missing)}; "
+            "configs/sweeps/digits_lr.py is one that has."
+        )
+    if sweep["BEST"] not in ("min", "max"):
+        raise ValueError(f"--sweep={path!r}: BEST={sweep['BEST']!r} is min or max.")
+    return sweep
+
+
+def changes_of(sweep: dict) -> list[dict]:
+    """One dict of overrides per run, from a list of them or from a grid."""
+    said = sweep["get_sweep"]()
+    if isinstance(said, dict):
+        return [
+            dict(zip(said, values, strict=True))
+            for values in itertools.product(*said.values())
+        ]
+    return list(said)
+
+
+def commands(sweep: dict, workdir: str) -> dict[str, list[str]]:
+    """{name of the run: its arguments of `g2sd`}."""
+    runs = {}
+    for changes in changes_of(sweep):
+        words = [f"{key.rpartition('.')[2]}={value}" for key, value in changes.items()]
+        name = re.sub(r"[^\w.=+-]+", "_", "_".join(words)) or "only"
+        if name in runs:
+            raise ValueError(f"two runs of the sweep would both be called {name!r}.")
+        given = {**flat(sweep["SHARED"]), **flat(changes)}
+        runs[name] = ["train", f"--config={sweep['RECIPE']}"]
+        runs[name] += [f"--workdir={pathlib.Path(workdir) / name}"]
+        runs[name] += [f"--config.{key}={value}" for key, value in given.items()]
+    if not runs:
+        raise ValueError("the sweep has no runs.")
+    return runs
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def local(runs: dict, workdir: str, at_once: int) -> list[str]:
+    """Runs what is not DONE, so many at once; the names of those that failed."""
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = collections.deque(n for n in runs if not (folder / n / "DONE").exists())
+    running, failed = {}, []
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.popleft()
+                command = [sys.executable, "-m", "g2sd_jax.cli", *runs[name]]
+                print(f"[{len(runs) - len(waiting)}/{len(runs)}] {name}", flush=True)
+                with open(folder / f"{name}.log", "a") as log:
+                    running[name] = subprocess.Popen(
+                        command, cwd=pathlib.Path.cwd(), stdout=log, stderr=log
+                    )
+            time.sleep(0.2)
+            for name, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if process.returncode == AGAIN:
+                    waiting.append(name)
+                elif process.returncode:
+                    failed.append(name)  # The others go on.
+    finally:
+        for process in running.values():  # Interrupted: each saves and leaves.
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return failed
+
+
+def emit(args, runs: dict) -> str:
+    """Writes one command per run for Slurm or for pods, and says how to start them."""
+    folder = pathlib.Path(args.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{args.emit}.txt"
+    lines = []
+    for name, words in runs.items():
+        if args.emit == "slurm":
+            lines.append(shlex.join(words[1:]))
+            continue
+        rest = [word for word in words[1:] if not word.startswith("--workdir=")]
+        pod = [
+            "bash",
+            "launch/tpu_pod.sh",
+            f"--name={dns(name)}",
+            *shlex.split(args.pod),
+        ]
+        # Joined as text: pathlib would make one slash of the two in gs://.
+        pod += [f"--workdir={args.workdir.rstrip('/')}/{name}", "--", *rest]
+        lines.append(shlex.join(pod))
+    path.write_text("\n".join(lines) + "\n")
+    if args.emit == "slurm":
+        last = len(lines) - 1
+        return f"sbatch --array=0-{last} launch/slurm.sbatch --commands={path}"
+    return f"bash {path}   # or each line in a terminal of its own"
+
+
+def dns(name: str) -> str:
+    """A name that Google's resources may have."""
+    return "g2sd-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50]
+
+
+def report(sweep: dict, runs: dict, workdir: str) -> str:
+    """Writes sweep.md and sweep.png; returns the table and the best run."""
+    folder, metric = pathlib.Path(workdir), sweep["METRIC"]
+    curves = {name: curve(folder / name / "metrics.jsonl", metric) for name in runs}
+    pick = max if sweep["BEST"] == "max" else min
+    lines = [f"| run | {metric}, last | {sweep['BEST']} | at step | steps | done |"]
+    lines.append("|---|---|---|---|---|---|")
+    last = {}
+    for name, points in curves.items():
+        done = "yes" if (folder / name / "DONE").exists() else "no"
+        if not points:
+            lines.append(f"| {name} | | | | | {done} |")
+            continue
+        step, last[name] = points[-1]
+        value, at = pick(
+            ((value, -step) for step, value in points if math.isfinite(value)),
+            default=(math.nan, 0),
+        )
+        lines.append(
+            f"| {name} | {last[name]:.5g} | {value:.5g} | {abs(at)} | {step} | {done} |"
+        )
+    finite = {name: value for name, value in last.items() if math.isfinite(value)}
+    best = pick(finite, key=finite.get) if finite else "none yet"
+    lines += ["", f"best by the last {metric} ({sweep['BEST']}): {best}"]
+    text = "\n".join(lines)
+    (folder / "sweep.md").write_text(text + "\n")
+    draw(curves, metric, folder / "sweep.png")
+    return text
+
+
+def curve(path: pathlib.Path, metric: str) -> list[tuple[int, float]]:
+    """[(step, value)] of a metric, by step."""
+    if not path.exists():
+        return []
+    found = {}
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # The line a killed run was writing.
+            continue
+        if metric in row:
+            found[row["step"]] = float(row[metric])
+    return sorted(found.items())
+
+
+def draw(curves: dict, metric: str, path: pathlib.Path) -> None:
+    drawing = figure.Figure(figsize=(7, 4), layout="constrained")
+    axes = drawing.subplots()
+    for name, points in curves.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(xlabel="step", ylabel=metric)
+    if any(curves.values()):
+        axes.legend(fontsize="small")
+    drawing.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ from PIL import Image
 import runs
 from g2sd_jax import metrics, train
 
-STAGES = ("generic_distill", "finetune")
+STAGES = ("generic_distill", "finetune", "finetune:task=segmentation")
 ONE_OF_TWO = """
 import sys
 import jax

@@ -41,7 +41,7 @@ def workdir(folder, name, model=None, **described):
     """
     config, stage, variables = made(name, model)
     path = str(folder / "run")
-    manager = checkpoint.Manager(path)
+    manager = checkpoint.Manager(path, keep=1)
     state = core.TrainState(jnp.int32(1), variables["params"], {}, {})
     manager.save(1, state, dict(stage.describe, stage=name, **described))
     manager.close()

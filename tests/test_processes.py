@@ -19,7 +19,7 @@ import runs
 from g2sd_jax import checkpoint, metrics, train, wire
 
 HERE = pathlib.Path(__file__).parent
-STAGES = ("generic_distill", "finetune", "linprobe")
+STAGES = ("generic_distill", "finetune", "linprobe", "finetune:task=segmentation")
 STEPS = 24  # Of an interrupted run; a checkpoint every third.
 
 

@@ -239,6 +239,7 @@ def test_a_whole_picture_is_one_window():
         height, width = sliding.fitted(size, plan)
         assert height <= 64 and width <= 96 and (height == 64 or width == 96)
     assert geometry.fit_size((300, 500), (512, 2048)) == (512, 853)
+    assert geometry.fit_size((3, 9000), (512, 2048)) == (1, 2048)
 
 
 # Weights.
@@ -307,10 +308,16 @@ def test_a_segmentor_is_taken_whole_and_strictly(student, tmp_path):
     both = {f"student.{name}": array for name, array in arrays.items()}
     both |= {f"teacher.{name}": 0 * array for name, array in arrays.items()}
     both["student_decode_head_conv_seg"] = np.zeros((1, 5, 4, 4), np.float32)
-    _, got = started(save(tmp_path / "both.safetensors", both))
+    path_of_both = save(tmp_path / "both.safetensors", both)
+    _, got = started(path_of_both)
     np.testing.assert_array_equal(
         got["decode_head.conv_seg.bias"], arrays["decode_head.conv_seg.bias"]
     )
+    config = runs.small(FINETUNE, init_from=path_of_both)
+    config.loss.auxiliary = 0.0  # No such head; the file's is left behind.
+    stage = stages.build(config)
+    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    assert "auxiliary_head" not in stage.warm_start(shapes)["params"]
     del arrays["decode_head.bottleneck.bn.running_var"]
     path = save(tmp_path / "part.safetensors", arrays)
     with pytest.raises(ValueError, match=r"missing: decode_head\.bottleneck.*var"):
@@ -461,7 +468,7 @@ def test_a_run_keeps_its_statistics_for_whoever_loads_it(tmp_path, student):
     config, _, variables = student
     state = {key: value for key, value in variables.items() if key != "params"}
     _, _, saved = tiny.optimiser(config, variables["params"])
-    manager = checkpoint.Manager(str(tmp_path))
+    manager = checkpoint.Manager(str(tmp_path), keep=1)
     manager.save(1, saved.replace(model_state=state), upernet.describe(config))
     manager.close()
     arrays = checkpoint.read(str(tmp_path), "config.init_from").arrays

@@ -13,7 +13,7 @@ def fit_size(size, box):
         box: two sides; the longer one bounds the longer side, whichever that is.
     """
     factor = min(max(box) / max(size), min(box) / min(size))
-    return tuple(int(side * factor + 0.5) for side in size)
+    return tuple(max(1, int(side * factor + 0.5)) for side in size)
 
 
 def scaled_box(box, ratio):

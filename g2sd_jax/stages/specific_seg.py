@@ -69,7 +69,7 @@ def build(config) -> core.Stage:
             rename=lambda weights: segmentation.renamed(
                 weights, "teacher", model, where
             ),
-            dropped=(r"auxiliary_head\..*",),
+            dropped=(segmentation.AUXILIARY,),
         )
 
     def fit(weights):

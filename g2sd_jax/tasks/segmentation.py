@@ -19,7 +19,8 @@ from g2sd_jax.weights import segmentors
 NEEDS = ("init_from", "loss", "inference")
 
 # What an encoder's file cannot hold of a segmentor, and what this one has no use for.
-HEADS = (r"decode_head\..*", r"auxiliary_head\..*", r"backbone\.fpn\d\..*")
+AUXILIARY = r"auxiliary_head\..*"
+HEADS = (r"decode_head\..*", AUXILIARY, r"backbone\.fpn\d\..*")
 OF_BLOCKS = (r".*\.gamma_\d", r".*\.relative_position_bias_table")
 UNUSED = (*classification.PRETRAINING, r"(fc_)?norm\..*", r"head(_dist)?\..*")
 UNUSED += ("dist_token",)
@@ -102,7 +103,8 @@ def warm_start(variables, config):
     weights = renamed(weights, "student", config.model, "config.model")
     grid = vit.grid(config.model)
     if has_head(weights):
-        return checkpoint.graft(variables, weights, grid=grid)
+        unread = () if "auxiliary_head" in variables["params"] else (AUXILIARY,)
+        return checkpoint.graft(variables, weights, grid=grid, dropped=unread)
     held = [name for name in weights.arrays if checkpoint.matching([name], OF_BLOCKS)]
     fresh = HEADS if held else (*HEADS, *OF_BLOCKS)
     return checkpoint.graft(variables, weights, grid=grid, fresh=fresh, dropped=UNUSED)

@@ -52,7 +52,7 @@ def fitted(size, plan: Plan) -> tuple[int, int]:
     if plan.mode == "slide":
         return geometry.fit_size(size, plan.fit)
     factor = min(have / side for have, side in zip(plan.window, size, strict=True))
-    return tuple(int(side * factor + 0.5) for side in size)
+    return tuple(max(1, int(side * factor + 0.5)) for side in size)
 
 
 def starts(size: int, window: int, stride: int) -> list[int]:

@@ -128,3 +128,20 @@ def test_states_of_hosts_travel_whole():
     (only,) = parallel.gather_states(state)
     assert only.keys() == state.keys()
     np.testing.assert_array_equal(only["counts"], state["counts"])
+
+
+def test_a_class_is_counted_whatever_its_number():
+    """255 is what a label map ignores; of a thousand classes it is one."""
+    label = np.array([255, 255, 3])
+    logits = np.eye(300)[[255, 3, 3]]
+    evaluator = classification.top1(None, None, 300)
+    examples = [dict(label=each) for each in label]
+    state = evaluator.update(evaluator.start(), dict(logits=logits), examples)
+    counts = evaluator.confusion(evaluator.merge([state, evaluator.start()]))
+    assert counts.sum() == 3
+    assert (counts[255, 255], counts[255, 3], counts[3, 3]) == (1, 1, 1)
+    rows = confusion.per_class(counts, [f"n{i}" for i in range(300)])
+    assert (rows[255]["recall"], rows[255]["precision"]) == (50, 100)
+    assert rows[255]["mistaken_for"] == ["n3", 1]
+    assert (rows[3]["recall"], rows[3]["precision"], rows[3]["iou"]) == (100, 50, 50)
+    assert (rows[7]["count"], rows[7]["recall"]) == (0, None)

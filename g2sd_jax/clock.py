@@ -9,6 +9,18 @@ from concurrent import futures
 
 import jax
 
+# What `Clock.read` tells: of a run's numbers, those that the machine makes.
+TIMES = frozenset(
+    (
+        "images_per_sec",
+        "step_ms",
+        "input_wait",
+        "input_images_per_sec",
+        "compute_images_per_sec",
+        "input_bound",
+    )
+)
+
 
 class Clock:
     """Measures each logging interval: how fast it was, and how fast each side could be.

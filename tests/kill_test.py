@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 
 import pair
+from g2sd_jax import clock
 from g2sd_jax.tools import inspect
 
 # Every life is a process of its own, forked from one that has made the imports and
@@ -32,7 +33,6 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pair"])
 MOMENTS = ("at a step", "at a step", "in a save", "in a save", "at the start")
 AGAIN = 75  # As the README has it; read from nowhere, for this is the test of it.
-TIMES = {"images_per_sec", "step_ms", "input_wait"}
 STEPS_PER_LIFE = 8
 PATIENCE = 300.0  # Seconds after which a life is a hang.
 
@@ -119,7 +119,7 @@ def facts(run: Run) -> dict:
     told = inspect.run(str(run.workdir)).splitlines()
     return dict(
         digests=sorted(line for line in told if "sha256" in line),
-        rows=[{k: v for k, v in row.items() if k not in TIMES} for row in rows],
+        rows=[{k: v for k, v in row.items() if k not in clock.TIMES} for row in rows],
         done=json.loads((run.workdir / "DONE").read_text()),
     )
 

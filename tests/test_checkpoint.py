@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import runs
-from g2sd_jax import checkpoint, cli, cluster, core, metrics, parallel, train
+from g2sd_jax import checkpoint, cli, clock, cluster, core, metrics, parallel, train
 from g2sd_jax import step as stepping
 from g2sd_jax.tools import inspect
 
@@ -293,8 +293,7 @@ class TestStopping:
     def facts(self, workdir):
         told = inspect.run(workdir).splitlines()
         rows = metrics.read_lines(f"{workdir}/metrics.jsonl")
-        times = {"images_per_sec", "step_ms", "input_wait"}
-        rows = [{key: row[key] for key in row.keys() - times} for row in rows]
+        rows = [{key: row[key] for key in row.keys() - clock.TIMES} for row in rows]
         return [line for line in told if "sha256" in line], rows
 
     def test_sigterm_saves_this_very_step_and_says_so(self, tmp_path, monkeypatch):

@@ -123,7 +123,8 @@ def test_nothing_is_told_of_no_step():
 
 # For real.
 
-SHORT = dict(total_steps=10, shown=0, checkpoint=dict(every=100, keep=1))
+RARELY = dict(every=100, keep=1, best="", best_is="max")
+SHORT = dict(total_steps=10, shown=0, checkpoint=RARELY)
 
 
 def verdicts(workdir):

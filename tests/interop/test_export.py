@@ -118,12 +118,12 @@ def autoencoder(tmp_path_factory):
 @pytest.mark.parametrize("target", ["normalised", "raw"])
 def test_transformers_gives_the_same_reconstruction_loss(tmp_path, rng, target):
     model = dict(image_size=(32, 32))
-    workdir, config, variables = finished.workdir(tmp_path, "pretrain", model)
-    with config.unlocked():
-        config.target = target
+    workdir, config, variables = finished.workdir(
+        tmp_path, "pretrain", model, target=target
+    )
     folder = exported(workdir, "transformers")
     theirs, found = transformers.ViTMAEForPreTraining.from_pretrained(
-        folder, output_loading_info=True, norm_pix_loss=target == "normalised"
+        folder, output_loading_info=True
     )
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys"))
     image = tiny.images(config, count=3)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 
 import pair
+import runs
 from g2sd_jax.tools import inspect
 
 # Every life is a process of its own, forked from one that has made the imports and
@@ -32,7 +33,6 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pair"])
 MOMENTS = ("at a step", "at a step", "in a save", "in a save", "at the start")
 AGAIN = 75  # As the README has it; read from nowhere, for this is the test of it.
-TIMES = {"images_per_sec", "step_ms", "input_wait"}
 STEPS_PER_LIFE = 8
 PATIENCE = 300.0  # Seconds after which a life is a hang.
 
@@ -119,7 +119,7 @@ def facts(run: Run) -> dict:
     told = inspect.run(str(run.workdir)).splitlines()
     return dict(
         digests=sorted(line for line in told if "sha256" in line),
-        rows=[{k: v for k, v in row.items() if k not in TIMES} for row in rows],
+        rows=[{k: v for k, v in row.items() if k not in runs.TIMES} for row in rows],
         done=json.loads((run.workdir / "DONE").read_text()),
     )
 
@@ -159,7 +159,9 @@ def check(stage: str, kills: int, terms: int, seed: int, folder: pathlib.Path) -
     assert not leftovers(parts.workdir), leftovers(parts.workdir)
     expected, found = facts(whole), facts(parts)
     for key in expected:
-        assert found[key] == expected[key], f"{stage}: {key} differ"
+        pair_of = zip(found[key], expected[key], strict=False)
+        first = next((each for each in pair_of if each[0] != each[1]), "its length")
+        assert found[key] == expected[key], f"{stage}: {key} differ, first in {first}"
     return dict(happened, steps=steps, rows=len(expected["rows"]))
 
 

@@ -8,6 +8,10 @@ MASKED = ("pretrain", "generic_distill", "dmae_distill")
 SEGMENTATION = ("finetune:task=segmentation", "specific_seg")
 STAGES = (*MASKED, "finetune", "specific_cls", "linprobe")
 
+# What two runs of the same numbers may differ in, row by row.
+TIMES = {"images_per_sec", "step_ms", "input_wait", "input_bound"}
+TIMES |= {"input_images_per_sec", "compute_images_per_sec"}
+
 SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=(16, 16), mlp_ratio=2.0)
 DECODER = dict(decoder="custom", dec_width=16, dec_depth=2, dec_heads=2)
 

@@ -293,8 +293,7 @@ class TestStopping:
     def facts(self, workdir):
         told = inspect.run(workdir).splitlines()
         rows = metrics.read_lines(f"{workdir}/metrics.jsonl")
-        times = {"images_per_sec", "step_ms", "input_wait"}
-        rows = [{key: row[key] for key in row.keys() - times} for row in rows]
+        rows = [{key: row[key] for key in row.keys() - runs.TIMES} for row in rows]
         return [line for line in told if "sha256" in line], rows
 
     def test_sigterm_saves_this_very_step_and_says_so(self, tmp_path, monkeypatch):

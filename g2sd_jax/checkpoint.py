@@ -5,7 +5,6 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import re
 import sys
 import threading
@@ -68,8 +67,9 @@ def silence() -> None:
 
     hook.without_orbax = True
     threading.excepthook, sys.unraisablehook = hook, late
-    orbax = lambda record: "orbax" in record.pathname.split(os.sep)
-    logging.getLogger("absl").addFilter(lambda record: not orbax(record))
+    orbax = lambda record: "orbax" in record.pathname + record.getMessage()
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not orbax(record))
 
 
 class Manager:
@@ -274,7 +274,8 @@ class Manager:
     def close(self) -> None:
         """Waits for the save that is under way, and says if it fails."""
         self.wait()
-        self._orbax.close()
+        with self._told("written"):
+            self._orbax.close()
 
 
 def _first_line(error: BaseException) -> str:
@@ -284,6 +285,9 @@ def _first_line(error: BaseException) -> str:
             f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         )
     text = str(error).strip() or type(error).__name__
+    of_the_system = re.search(r"OS error \d+: (?:E[A-Z]+ )?([^\]]+)", text)
+    if of_the_system:  # At the very end of what the storage has to say.
+        return of_the_system[1]
     return text.splitlines()[0][:300]
 
 

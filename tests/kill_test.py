@@ -159,7 +159,9 @@ def check(stage: str, kills: int, terms: int, seed: int, folder: pathlib.Path) -
     assert not leftovers(parts.workdir), leftovers(parts.workdir)
     expected, found = facts(whole), facts(parts)
     for key in expected:
-        assert found[key] == expected[key], f"{stage}: {key} differ"
+        pair_of = zip(found[key], expected[key], strict=False)
+        first = next((each for each in pair_of if each[0] != each[1]), "its length")
+        assert found[key] == expected[key], f"{stage}: {key} differ, first in {first}"
     return dict(happened, steps=steps, rows=len(expected["rows"]))
 
 

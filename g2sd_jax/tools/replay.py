@@ -139,34 +139,35 @@ class Modules:
 
     def __init__(self, frozen):
         self.names, self.bad = [], []
-        self._frozen = {id(leaf) for leaf in jax.tree.leaves(frozen)}
-        self._calls = {}  # (root, path) -> how often it was called
-        self._roots = []  # Kept, so that no two have the same id.
+        self._leaves = {id(leaf) for leaf in jax.tree.leaves(frozen)}
+        self._calls = {}  # path -> how often it was called, in this model
+        self._frozen = False
 
     def __call__(self, call, args, kwargs, context):
+        scope = context.module.scope
+        if scope is None or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if not scope.path:  # A model begins.
+            self._calls = {}
+            weights = jax.tree.leaves(scope.variables().get("params", {}))
+            self._frozen = any(id(leaf) in self._leaves for leaf in weights)
         out = call(*args, **kwargs)
         leaves = [x for x in jax.tree.leaves(out) if isinstance(x, jax.Array)]
-        if context.method_name != "__call__" or context.module.scope is None:
-            return out
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return out  # Only its shapes were asked for.
-        name = self._name(context.module)
+        name = self._name(scope.path, context.module)
         self.names.append(name)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
             self.bad.append(name)
         return out
 
-    def _name(self, module):
+    def _name(self, path, module):
         """As in PyTorch, `blocks.3.attn.qkv`; a loop calls its one block again."""
-        root, path = module.scope.root, list(module.scope.path)
-        self._roots.append(root)
-        key = id(root), tuple(path)
-        count = self._calls[key] = self._calls.get(key, -1) + 1
+        count = self._calls[path] = self._calls.get(path, -1) + 1
+        parts = list(path)
         for at, part in enumerate(path):
             if part in torch_names.STACKED:
-                path.insert(at + 1, str(count))
+                parts.insert(at + 1, str(count))
                 break
-        weights = jax.tree.leaves(root.variables().get("params", {}))
-        frozen = any(id(leaf) in self._frozen for leaf in weights)
-        name = ".".join(path) or type(module).__name__
-        return f"{name} of what is frozen" if frozen else name
+        name = ".".join(parts) or type(module).__name__
+        return f"{name} of what is frozen" if self._frozen else name

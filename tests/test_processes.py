@@ -68,7 +68,10 @@ def test_two_processes_equal_one(tmp_path):
         expected, expected_done = told(tmp_path / "one" / stage)
         assert len(losses) == 6
         np.testing.assert_allclose(losses, expected, rtol=2e-5)
-        assert done == pytest.approx(expected_done, rel=2e-5)
+        assert done.get("eval/pixels") == expected_done.get("eval/pixels")
+        # A pixel between two classes may fall to either, by the rounding of the losses.
+        few = 0.01 if "eval/pixels" in done else None
+        assert done == pytest.approx(expected_done, rel=2e-5, abs=few)
         # Ten pictures, of which the second process holds two.
         shown, expected = (
             np.asarray(Image.open(tmp_path / where / stage / "first_batch.png"), int)

@@ -72,9 +72,11 @@ def check_equal(workdir, expected):
     expected_losses, expected_done = told(expected)
     assert len(losses) == len(expected_losses) == done["step"]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
-    counts = [key for key in expected_done if "count" in key]
+    counts = [key for key in expected_done if "count" in key or "pixels" in key]
     assert [done[key] for key in counts] == [expected_done[key] for key in counts]
-    assert done == pytest.approx(expected_done, rel=1e-6)
+    # A pixel between two classes may fall to either, by the rounding of the losses.
+    few = 0.01 if "eval/pixels" in done else None
+    assert done == pytest.approx(expected_done, rel=1e-6, abs=few)
 
 
 @pytest.mark.slow

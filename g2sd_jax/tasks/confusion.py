@@ -35,7 +35,7 @@ def table(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
 
 
 def evaluator(predict, batches, classes: int, answers) -> core.Evaluator:
-    """mIoU, mAcc and aAcc against each example's own label map, at its own size.
+    """mIoU, mAcc, aAcc and their pixels, against label maps of any size.
 
     Args:
         predict: (variables, frozen, batch) -> outputs.
@@ -58,7 +58,8 @@ def evaluator(predict, batches, classes: int, answers) -> core.Evaluator:
         return dict(confusion=sum(state["confusion"] for state in states))
 
     def finish(state):
-        return scores(state["confusion"])
+        judged = int(state["confusion"].sum())
+        return {**scores(state["confusion"]), "pixels": judged}
 
     return core.Evaluator(
         batches,

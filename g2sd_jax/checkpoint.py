@@ -464,14 +464,19 @@ def check_pictures(weights: Weights, config, key: str) -> None:
             )
 
 
-def check_classes(weights: Weights, names: Sequence[str], key: str) -> None:
+def check_classes(weights: Weights, of_data: Callable, key: str) -> None:
     """Refuses a head whose classes are others than the data's, or in another order.
 
     Foreign files do not name theirs, nor do some data sets.
+
+    Args:
+        weights: as read.
+        of_data: () -> names in label order; asked only where there are two to compare.
+        key: the config key to name in errors.
     """
     theirs = tuple(weights.describe.get("class_names") or ())
-    names = tuple(names)
-    if not theirs or not names or theirs == names:
+    names = tuple(of_data()) if theirs else ()
+    if not names or theirs == names:
         return
     if len(theirs) == len(names):
         label = next(i for i in range(len(names)) if theirs[i] != names[i])

@@ -84,7 +84,7 @@ def test_picture_files_read_the_keys_that_invented_data_do_not(tmp_path, monkeyp
     dataset = source.load(config, "train")
     for epoch in (0, None):
         dataset.fetch(np.arange(12), epoch)
-    assert ELSEWHERE - recorder.read == {"total_epochs"}
+    assert ELSEWHERE - recorder.read == {"total_epochs", "optim.warmup_start"}
 
 
 def test_recorder_notices_a_key_nobody_reads(monkeypatch):

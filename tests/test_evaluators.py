@@ -73,7 +73,7 @@ def test_top1_counts_every_example_once(hosts):
 
 def test_answers_are_chosen_among_the_classes_that_occur():
     """As ImageNet-A and -R are scored: 200 of a model's 1000 outputs count."""
-    evaluator = classification.top1(None, None)
+    evaluator = classification.top1(None, None, 8)
     logits = np.array([[9.0, 1, 3, 2, 0, 8, 7, 6], [9.0, 5, 3, 2, 4, 8, 7, 6]])
     told = [{"label": 2}, {"label": 3}]
     state = evaluator.update(evaluator.start(), {"logits": logits}, told)
@@ -140,7 +140,7 @@ def test_a_class_is_counted_whatever_its_number():
     counts = evaluator.confusion(evaluator.merge([state, evaluator.start()]))
     assert counts.sum() == 3
     assert (counts[255, 255], counts[255, 3], counts[3, 3]) == (1, 1, 1)
-    rows = confusion.per_class(counts, [f"n{i}" for i in range(300)])
+    rows = confusion.breakdown(counts, [f"n{i}" for i in range(300)])
     assert (rows[255]["recall"], rows[255]["precision"]) == (50, 100)
     assert rows[255]["mistaken_for"] == ["n3", 1]
     assert (rows[3]["recall"], rows[3]["precision"], rows[3]["iou"]) == (100, 50, 50)

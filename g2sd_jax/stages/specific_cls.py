@@ -83,8 +83,7 @@ def build(config) -> core.Stage:
             checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
             model = config.teacher.model
             checkpoint.check_heads(weights, model, "config.teacher.model")
-            names = task.classes()
-            checkpoint.check_classes(weights, names, "config.teacher.checkpoint")
+            checkpoint.check_classes(weights, task.classes, "config.teacher.checkpoint")
         return lambda key: vit.init(teacher, key)
 
     def probe(frozen, batch):

@@ -157,12 +157,16 @@ def check(stage: str, kills: int, terms: int, seed: int, folder: pathlib.Path) -
     parts.start()
     parts.end("itself")
     assert not leftovers(parts.workdir), leftovers(parts.workdir)
-    expected, found = facts(whole), facts(parts)
-    for key in expected:
-        pair_of = zip(found[key], expected[key], strict=False)
-        first = next((each for each in pair_of if each[0] != each[1]), "its length")
-        assert found[key] == expected[key], f"{stage}: {key} differ, first in {first}"
+    expected = facts(whole)
+    compare(stage, facts(parts), expected)
     return dict(happened, steps=steps, rows=len(expected["rows"]))
+
+
+def compare(stage: str, found: dict, expected: dict) -> None:
+    for key in expected:
+        both = zip(found[key], expected[key], strict=False)
+        first = next((each for each in both if each[0] != each[1]), "its length")
+        assert found[key] == expected[key], f"{stage}: {key} differ, first in {first}"
 
 
 def reach(run: Run, step: int) -> bool:

@@ -73,7 +73,8 @@ class Clock:
             self._came = self._now()
             self._collect()
             if not self._running:  # Idle since then, or since the step before ended.
-                self._waited += self._came - max(asked, self._ended)
+                # It may have ended since the batch came: then nothing was waited for.
+                self._waited += max(0.0, self._came - max(asked, self._ended))
             self._steps += 1
             yield batch
 

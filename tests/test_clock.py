@@ -113,6 +113,20 @@ def test_a_pause_is_no_time_of_either_side():
             assert rate == pytest.approx(plain[0]["compute_images_per_sec"])
 
 
+def test_a_step_that_ends_after_its_successor_came_hid_the_wait():
+    world = World(make=0.1, step=1.0)
+    ended = End(world, at=0.5)
+    ended.done = lambda: True  # Only when it was looked at, after the next batch came.
+    clock = clocks.Clock(8, world, now=world, follow=lambda _outputs: ended)
+    batches = clock.batches()
+    next(batches)
+    clock.read()
+    clock.ran(None)
+    next(batches)
+    assert clock.read()["input_wait"] == 0
+    clock.close()
+
+
 def test_nothing_is_told_of_no_step():
     world = World(1.0, 1.0)
     clock = clocks.Clock(8, world, now=world, follow=world.follow)

@@ -87,7 +87,7 @@ class Lines:
         self._text = "".join(kept)
         with self._told():
             files.write_text(path, self._text)
-            if "://" not in str(path):
+            if not files.remote(path):
                 self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, scalars: Mapping[str, float]):
@@ -181,8 +181,10 @@ class TensorBoard:
 def _tensorboard(folder: pathlib.Path, start_step: int) -> TensorBoard | None:
     try:
         module = importlib.import_module("tensorboardX")
-    except ImportError:
-        print("tensorboardX is not installed: no TensorBoard files for this run")
+        if files.remote(folder):  # It writes there by this package.
+            importlib.import_module("google.cloud.storage")
+    except ImportError as error:
+        print(f"{error.name} is not installed: no TensorBoard files for this run")
         return None
     return TensorBoard(module, folder, start_step)
 
@@ -280,7 +282,7 @@ class Profile:
                 "one after the last, such as (10, 13); () is off."
             )
         self._steps = tuple(config.profile) if main else ()
-        self._folder = pathlib.Path(workdir) / "profile"
+        self._folder = epath.Path(workdir) / "profile"
         self._running = False
 
     def before(self, step: int):

@@ -96,7 +96,7 @@ class Keeper:
         packed = io.BytesIO()
         key = np.asarray(jax.random.key_data(self._key))
         np.savez_compressed(packed, about=json.dumps(about), key=key, **batch)
-        path.write_bytes(packed.getvalue())
+        folder.write_bytes(path, packed.getvalue())
 
 
 def number_of(path) -> int:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run is about to learn from, told and shown once before step 0."""
 
+import io
 import os
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from g2sd_jax import core, metrics, parallel
+from g2sd_jax import workdir as folder
 
 PICTURE = "first_batch.png"
 NAMED = 5  # Classes told from either end of the histogram.
@@ -38,10 +40,9 @@ def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
         f"config.data.mean={tuple(config.data.mean)} and std={tuple(config.data.std)}"
     )
     if jax.process_index() == 0:
-        path = os.path.join(workdir, PICTURE)
-        partial = f"{path}.partial"
-        sheet(config, seen, dataset.classes).save(partial, format="PNG")
-        os.replace(partial, path)
+        path, png = os.path.join(workdir, PICTURE), io.BytesIO()
+        sheet(config, seen, dataset.classes).save(png, format="PNG")
+        folder.write_bytes(path, png.getvalue())
         metrics.say(f"its first {len(seen['image'])} pictures: {path}")
 
 

@@ -54,7 +54,7 @@ def run(config, workdir: str) -> dict:
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
     hosts = jax.process_index(), jax.process_count()
-    failures.list_in(workdir, hosts[0])
+    failures.list_in(folder.local(workdir), hosts[0])
     dataset = source.load(config, config.data.train_split)
     cluster.agree("data", lambda: datasets.fingerprint(dataset))
     main = jax.process_index() == 0

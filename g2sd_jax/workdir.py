@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
+import tempfile
 
 import jax
 from etils import epath
@@ -20,7 +22,19 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "g2sd
 
 def absolute(path: str) -> str:
     """A path that does not depend on the current folder; `gs://` paths never do."""
-    return str(path) if "://" in str(path) else os.path.abspath(path)
+    return str(path) if remote(path) else os.path.abspath(path)
+
+
+def remote(path) -> bool:
+    """Whether it is in a bucket, whose objects are written whole or not at all."""
+    return "://" in str(path)
+
+
+def local(workdir: str) -> str:
+    """The workdir itself, or this machine's folder for what a bucket can not hold."""
+    if not remote(workdir):
+        return workdir
+    return os.path.join(tempfile.gettempdir(), re.sub(r"\W+", "_", workdir))
 
 
 def plain(config) -> dict:
@@ -111,11 +125,15 @@ def write_json(path, value) -> None:
 
 
 def write_text(path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, content: bytes) -> None:
     """Written whole or not at all: a reader never sees half a file."""
     path = epath.Path(path)
-    if "://" in str(path):  # An object appears when it is complete.
-        path.write_text(text)
+    if remote(path):
+        path.write_bytes(content)
         return
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
+    partial.write_bytes(content)
     partial.replace(path)

@@ -47,6 +47,11 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains what is not done yet, then writes the report and prints its table."""
+    if folder.remote(workdir):
+        raise ValueError(
+            f"--workdir={workdir}: a chain keeps its report beside its runs, so it "
+            "takes a folder of this machine; g2sd train takes a bucket."
+        )
     workdir = os.path.abspath(workdir)
     steps = plan(config, workdir)  # All of them: a mistake is told before any training.
     folder.claim(identity(config), workdir)

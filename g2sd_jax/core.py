@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "log_every",
     "shown",
     "checkpoint",
+    "nonfinite",
     "cache_dir",
     "profile",
     "progress",

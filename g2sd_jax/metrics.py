@@ -108,7 +108,8 @@ class Lines:
     def close(self):
         self.sync()
         if self._file is not None:
-            self._file.close()
+            with self._told():  # What a failed flush left behind fails once more.
+                self._file.close()
 
     @contextlib.contextmanager
     def _told(self):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one training loop: any stage, from its config to its last checkpoint."""
 
-import sys
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -42,7 +42,22 @@ def run(config, workdir: str) -> dict:
         metrics.say(f"{workdir} is done already")
         return folder.read_json(done)
     folder.cache_programs(config, workdir)
+    with contextlib.ExitStack() as opened:
+        scores = steps(config, workdir, opened)
+    # Only now is the last checkpoint committed.
+    _, total = stepping.count(config)
+    final = {"step": total, **last_losses(workdir), **scores}
+    if jax.process_index() == 0:
+        folder.write_json(done, final)
+    return final
 
+
+def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
+    """The run itself; what it opens is closed by `opened`, whatever happens.
+
+    Returns:
+        The evaluation of the last step.
+    """
     # The machine, and the stage that is to run on it.
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config, mesh)
@@ -54,10 +69,11 @@ def run(config, workdir: str) -> dict:
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
     hosts = jax.process_index(), jax.process_count()
+    main = not hosts[0]
     failures.list_in(folder.local(workdir), hosts[0])
+    opened.callback(failures.list_in, None)
     dataset = source.load(config, config.data.train_split)
     cluster.agree("data", lambda: datasets.fingerprint(dataset))
-    main = jax.process_index() == 0
     example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
     describe = dict(
         stage.describe,
@@ -82,6 +98,7 @@ def run(config, workdir: str) -> dict:
     # 2. an earlier stage, through stage.warm_start;
     # 3. the initialiser.
     saved = checkpoint.Manager(workdir, **retention(config, stage))
+    opened.push(closing(saved))
     if saved.latest() is not None:
         state = saved.restore(program.state)
         metrics.say(f"restored step {int(state.step)}")
@@ -91,8 +108,10 @@ def run(config, workdir: str) -> dict:
     # Steps. A run that was refused until here leaves no claim on the workdir.
     folder.claim(config, workdir)
     start = int(state.step)
-    profile = metrics.Profile(workdir, config, main)
     writer = metrics.Writer(workdir, config, start, total, main)
+    opened.callback(writer.close)
+    profile = metrics.Profile(workdir, config, main)
+    opened.callback(profile.close)
     if not start:
         batch = parallel.to_global(example, mesh)
         summary.tell(config, stage, dataset, batch, keys["step"], workdir)
@@ -101,7 +120,9 @@ def run(config, workdir: str) -> dict:
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
     place = lambda batch: parallel.to_global(batch, mesh)
     feed = feeds.Feed(batches, place, config.data.prefetch, meter)
+    opened.callback(feed.close)
     clock, late = clocks.Clock(config.batch, feed), metrics.Late()
+    opened.callback(clock.close)
     keeper = nonfinite.Keeper(workdir, config, keys["step"], describe)
     watch = Watch(policy, config, total, writer, clock, keeper)
     if known and not start:
@@ -109,50 +130,52 @@ def run(config, workdir: str) -> dict:
     judge = evaluation(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
     stop = cluster.Stop()
+    opened.callback(stop.close)
     going = None if policy == "skip" else nonfinite.going(mesh)
-    try:
-        with jax.transfer_guard("disallow"):
-            for number, batch in zip(
-                range(start + 1, total + 1), clock.batches(), strict=False
-            ):
-                profile.before(number)
-                state, told = program.step(state, frozen, batch, keys["step"], going)
-                clock.ran(told)
-                going = told["finite"] if policy == "stop" else None
-                keeper.hold(number, batch, state)
-                watch(late.swap(number, told))
-                saved.check()
-                leave = stop.asked(number)
-                judged = number == total or number % eval_every == 0
-                save = leave or number == total or number % config.checkpoint.every == 0
-                if judged or save:
-                    watch(late.last())  # Never judge or save a step nobody looked at.
-                # Judged before it is saved: what a checkpoint restores was told.
-                scores = judge(number, state.variables, frozen) if judged else None
-                if save or (judged and config.checkpoint.best):
-                    with clock.paused():
-                        writer.sync()
-                        saved.save(number, state, describe, scores)
-                if leave and number < total:
-                    saved.wait()
-                    raise core.Preempted(
-                        f"stopped as asked: step {number} of {total} is saved; the "
-                        "same command goes on from there"
-                    )
-            if start == total:  # Killed between its last checkpoint and its end.
-                scores = last_scores(workdir, total)
-                scores = scores or judge(total, state.variables, frozen)
-    finally:
-        for each in (stop, feed, clock, profile, writer):
-            each.close()
+    with jax.transfer_guard("disallow"):
+        for number, batch in zip(
+            range(start + 1, total + 1), clock.batches(), strict=False
+        ):
+            profile.before(number)
+            state, told = program.step(state, frozen, batch, keys["step"], going)
+            clock.ran(told)
+            going = told["finite"] if policy == "stop" else None
+            keeper.hold(number, batch, state)
+            watch(late.swap(number, told))
+            saved.check()
+            leave = stop.asked(number)
+            judged = number == total or number % eval_every == 0
+            save = leave or number == total or number % config.checkpoint.every == 0
+            if judged or save:
+                watch(late.last())  # Never judge or save a step nobody looked at.
+            # Judged before it is saved: what a checkpoint restores was told.
+            scores = judge(number, state.variables, frozen) if judged else None
+            if save or (judged and config.checkpoint.best):
+                with clock.paused():
+                    writer.sync()
+                    saved.save(number, state, describe, scores)
+            if leave and number < total:
+                saved.wait()
+                raise core.Preempted(
+                    f"stopped as asked: step {number} of {total} is saved; the "
+                    "same command goes on from there"
+                )
+        if start == total:  # Killed between its last checkpoint and its end.
+            scores = last_scores(workdir, total)
+            scores = scores or judge(total, state.variables, frozen)
+    return scores
+
+
+def closing(saved: checkpoint.Manager) -> Callable:
+    """How the context that `saved` belongs to ends it, knowing why it ends."""
+
+    def leave(kind, _error, _trace):
         # A save ends on all processes or on none: nobody waits for those that failed.
-        together = (type(None), core.Preempted, FloatingPointError)
-        if jax.process_count() == 1 or isinstance(sys.exception(), together):
+        together = (core.Preempted, FloatingPointError)
+        if jax.process_count() == 1 or kind is None or issubclass(kind, together):
             saved.close()
-    final = {"step": total, **last_losses(workdir), **scores}
-    if main:
-        folder.write_json(done, final)
-    return final
+
+    return leave
 
 
 def last_losses(workdir: str) -> dict:

@@ -400,5 +400,6 @@ def test_bad_examples_of_a_stream_are_replaced_and_listed(remote, monkeypatch):
         assert batch["valid"][: len(told)].all() and len(told) == batch["valid"].sum()
     with remote.unlocked():
         remote.data.max_bad_share = 0.0
-    with pytest.raises(ValueError, match=r"1 of 23 examples of split 'train'"):
+    # Another thread may meet the second before the first ends the run.
+    with pytest.raises(ValueError, match=r"[12] of 23 examples of split 'train'"):
         next(order.train_batches(source.load(remote, "train"), 23, seed=3))

@@ -124,10 +124,10 @@ def test_the_teacher_is_told_from_the_student(tmp_path):
     state = program.start(program.init(program.keys()["init"]))
     key = program.keys()["step"]
     kept = nonfinite.Replay(1, example, key, {}, {}, str(tmp_path))
-    frozen = train.frozen_variables(stage, config, example, mesh)
+    frozen, _ = train.frozen_variables(stage, config, example, mesh)
     frozen = jax.tree.map(lambda x: x * 1e38, frozen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "frozen_variables", lambda *_: frozen)
+        patch.setattr(train, "frozen_variables", lambda *_: (frozen, {}))
         told = replay.examine(kept, state, config)
     assert told.endswith("of what is frozen")
 

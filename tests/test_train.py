@@ -249,6 +249,8 @@ class Hidden:  # A finder that does not know some packages, as if never installe
         if name.split(".")[0] in hidden:
             return None
         return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):  # Versions are told as ever.
+        return getattr(self.finder, name)
 
 sys.meta_path[:] = [Hidden(finder) for finder in sys.meta_path]
 sys.path.insert(0, sys.argv[1])

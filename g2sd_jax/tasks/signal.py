@@ -155,4 +155,5 @@ def bank_of_config(config):
         count=len(chosen),
         fetch=fetch,
         original=lambda index: dataset.original(int(chosen[index])),
+        stream=None,  # It would give all of the split; `fetch` says that it cannot.
     )

@@ -78,7 +78,7 @@ def before(path: str, replay: nonfinite.Replay, config) -> core.TrainState:
     if first == replay.step - 1:
         return state
     print(f"the state is made again from step {first}", flush=True)
-    frozen = train.frozen_variables(stage, config, replay.batch, mesh)
+    frozen, _ = train.frozen_variables(stage, config, replay.batch, mesh)
     dataset = source.load(config, config.data.train_split)
     batches = order.train_batches(dataset, config.batch, config.seed, first)
     key = program.keys()["step"]
@@ -97,7 +97,7 @@ def examine(replay: nonfinite.Replay, state: core.TrainState, config) -> str:
         return f"the parameters themselves are not finite, {spoilt[0]} among them"
     stage = stages.build(config)
     mesh = parallel.make_mesh(ConfigDict(dict(data=1, fsdp=1)), jax.devices()[:1])
-    frozen = train.frozen_variables(stage, config, replay.batch, mesh)
+    frozen, _ = train.frozen_variables(stage, config, replay.batch, mesh)
     batch = jax.tree.map(jnp.asarray, replay.batch)
     draws = stage.draw(jax.random.fold_in(replay.key, replay.step - 1), batch)
     given = state.model_state, frozen, batch, draws, state.step

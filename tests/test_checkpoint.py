@@ -314,6 +314,30 @@ class TestStopping:
         # Each evaluation once, the one of the last step among them.
         assert [row["step"] for row in one[1] if "eval/top1" in row] == [2, 4, 6]
 
+    def test_killed_while_judging_judges_again(self, tmp_path, monkeypatch):
+        """A checkpoint is not there before all that it stands for was told."""
+        config = runs.small("linprobe", eval_epochs=0.5, total_steps=5)
+        with config.unlocked():
+            config.checkpoint.every = 2
+        train.run(config, str(tmp_path / "whole"))
+        write, parts = metrics.Writer.write, str(tmp_path / "parts")
+
+        class Killed(Exception):
+            pass
+
+        def killed(writer, step, scalars):
+            if step == 4 and "eval/top1" in scalars:
+                raise Killed
+            write(writer, step, scalars)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics.Writer, "write", killed)
+            with pytest.raises(Killed):
+                train.run(config, parts)
+        assert checkpoint.read_run(parts, "key").step == 2
+        train.run(config, parts)
+        assert self.facts(parts) == self.facts(str(tmp_path / "whole"))
+
     def test_the_exit_status_is_the_documented_one(self, capsys):
         def asked():
             raise core.Preempted("stopped as asked")

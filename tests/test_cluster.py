@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from g2sd_jax import cluster, peers, wire
+from g2sd_jax import cli, cluster, peers, wire
 
 SLURM = dict(
     SLURM_JOB_ID="4098",
@@ -116,6 +116,16 @@ def test_place_from_the_command_line():
 def test_place_refused(given, env, expected):
     with pytest.raises(ValueError, match=expected):
         place(*given, **env)
+
+
+@pytest.mark.parametrize("verb", ["train", "chain"])
+def test_a_mistake_in_them_is_one_line(verb, capsys):
+    recipe = "pretrain:smoke" if verb == "train" else "chains/digits"
+    given = [f"--config={recipe}", "--workdir=/nowhere", "--process=1"]
+    assert cli.main([verb, *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --process=1 needs --coordinator")
+    assert error.count("\n") == 1
 
 
 class Pod:

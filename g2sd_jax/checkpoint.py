@@ -62,7 +62,11 @@ def silence() -> None:
             in_thread(failed)
 
     def late(failed):  # Reads that were under way when the first of them failed.
-        if failed.object or "Event loop is closed" not in str(failed.exc_value):
+        code = getattr(failed.object, "cr_code", None)
+        theirs = code is not None and "orbax" in code.co_filename
+        if failed.object is None:
+            theirs = "Event loop is closed" in str(failed.exc_value)
+        if not theirs:
             unraised(failed)
 
     hook.without_orbax = True

@@ -108,8 +108,9 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "exit status: 0 done; 2 a mistake, told in one line; 75 stopped from",
-            "outside, after saving or with a process lost: the same command resumes",
+            "exit status: 0 done; 2 a mistake, told in one line; 75 asked to stop, and",
+            "saved; 76 another process of the run died. After 75 and 76 the same",
+            "command goes on from the last checkpoint.",
         ]
     )
 

@@ -212,9 +212,10 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         _peers.leave()
         raise
     except BaseException as error:
-        _peers.leave(str(error).splitlines()[0] if str(error) else repr(error))
         mistake = isinstance(error, core.MISTAKES)
         failed.append(core.EXIT_MISTAKE if mistake else 1)
+        line = str(error).splitlines()[0] if str(error) else repr(error)
+        _peers.leave(line, failed[0])
         raise
     else:
         _peers.leave()

@@ -36,7 +36,8 @@ MAY_CHANGE = (
 # How a process ends; what starts runs (a launcher, Slurm, a cluster) reads these.
 EXIT_DONE = 0
 EXIT_MISTAKE = 2  # One line says what is wrong; the same command fails again.
-EXIT_AGAIN = 75  # Stopped from outside, nothing is wrong: the same command resumes.
+EXIT_AGAIN = 75  # Asked to stop, and saved: the same command resumes.
+EXIT_LOST = 76  # Another process of the run is gone: as after a crash of one's own.
 MISTAKES = (ValueError, OSError, FloatingPointError)  # What that one line is made of.
 
 

@@ -107,11 +107,12 @@ class Peers:
         self._tell({"all": together})
         return together
 
-    def leave(self, error: str | None = None) -> None:
+    def leave(self, error: str | None = None, code: int = core.EXIT_MISTAKE) -> None:
         """Says goodbye, so that the end of this process alarms nobody.
 
         Args:
             error: why, where this process failed; the others end with it as well.
+            code: the exit status it fails with, which becomes theirs.
         """
         if error is not None and not self._leaving.is_set():
             # Perhaps only the echo of a process that died; that is known in a moment,
@@ -119,7 +120,7 @@ class Peers:
             self._failing = error
             time.sleep(GRACE)
         self._leaving.set()
-        self._tell({"bye": error})
+        self._tell({"bye": error, "code": code})
         for line in self._lines.values():
             line.end()  # Its reader closes it when the other side ends as well.
 
@@ -264,11 +265,12 @@ class Peers:
             if "bye" in message:
                 self._left.add(index)
                 if message["bye"] is not None:
-                    self._failed(index, message["bye"])
+                    self._failed(index, message["bye"], message["code"])
             elif "gone" in message:  # Process 0 tells of another.
                 return self._lost(message["gone"], message["why"])
             elif "failed" in message:
-                return self._failed(message["failed"], message["why"])
+                given = (message[key] for key in ("failed", "why", "code"))
+                return self._failed(*given)
             elif message:
                 self._said.put((index, message))
 
@@ -277,15 +279,15 @@ class Peers:
             {"gone": index, "why": why},
             f"error: {self.name(index)} {why}; the run ends here too. Start all "
             "processes again to resume from the last checkpoint.",
-            core.EXIT_AGAIN,
+            core.EXIT_LOST,
         )
 
-    def _failed(self, index, why):
+    def _failed(self, index, why, code):
         if self._failing is None:
             time.sleep(GRACE / 2)  # All may have made the same mistake.
         told = f"error: {self.name(index)} stopped: {why}"
         if self._failing is None:
-            self._stop({"failed": index, "why": why}, told, core.EXIT_MISTAKE)
+            self._stop({"failed": index, "why": why, "code": code}, told, code)
         elif self._failing != why:
             print(told, file=sys.stderr, flush=True)
 

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from g2sd_jax import cluster, peers, wire
+from g2sd_jax import cli, cluster, peers, wire
 
 SLURM = dict(
     SLURM_JOB_ID="4098",
@@ -116,6 +116,16 @@ def test_place_from_the_command_line():
 def test_place_refused(given, env, expected):
     with pytest.raises(ValueError, match=expected):
         place(*given, **env)
+
+
+@pytest.mark.parametrize("verb", ["train", "chain"])
+def test_a_mistake_in_them_is_one_line(verb, capsys):
+    recipe = "pretrain:smoke" if verb == "train" else "chains/digits"
+    given = [f"--config={recipe}", "--workdir=/nowhere", "--process=1"]
+    assert cli.main([verb, *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --process=1 needs --coordinator")
+    assert error.count("\n") == 1
 
 
 class Pod:
@@ -225,7 +235,7 @@ def test_one_that_starts_again_takes_its_own_place(pod):
 def test_one_that_dies_is_named_to_all(pod):
     three = pod.start(3)
     three[2]._lines[0]._connection.shutdown(socket.SHUT_RDWR)  # As the system would.
-    wait_for(lambda: {(0, 75), (1, 75)} <= set(pod.ends))
+    wait_for(lambda: {(0, 76), (1, 76)} <= set(pod.ends))
     told = pod.capsys.readouterr().err
     assert told.count("process 2") == 2
     assert "closed its connection without a word" in told and "resume" in told
@@ -234,7 +244,7 @@ def test_one_that_dies_is_named_to_all(pod):
 def test_the_first_that_dies_is_named_too(pod):
     two = pod.start(2)
     two[0]._lines[1]._connection.shutdown(socket.SHUT_RDWR)
-    wait_for(lambda: (1, 75) in pod.ends)
+    wait_for(lambda: (1, 76) in pod.ends)
     assert "error: process 0" in pod.capsys.readouterr().err
 
 
@@ -259,6 +269,13 @@ def test_a_mistake_of_one_ends_the_others_with_its_line(pod):
     told = pod.capsys.readouterr().err
     assert re.search(r"error: process 1 \(.*\) stopped: config.batch=0 is wrong", told)
     first.leave()
+
+
+def test_a_crash_of_one_is_a_crash_of_all_others(pod):
+    three = pod.start(3)
+    three[2].leave("out of memory", 1)
+    wait_for(lambda: {(0, 1), (1, 1)} <= set(pod.ends))
+    assert pod.capsys.readouterr().err.count("stopped: out of memory") == 2
 
 
 def test_the_same_mistake_of_all_is_told_once_by_each(pod):

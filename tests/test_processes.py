@@ -139,7 +139,7 @@ def test_a_run_survives_what_befalls_its_processes(tmp_path):
             status, said = ended(pair, 120)
             assert time.monotonic() - began < 60
         assert f"restored step {step}\n" in said[0]
-        assert status[1 - victim] == 75, said[1 - victim]
+        assert status[1 - victim] == 76, said[1 - victim]
         lines = said[1 - victim].splitlines()
         ours = next(i for i, line in enumerate(lines) if line.startswith("error:"))
         assert f"error: process {victim} (" in lines[ours]

@@ -119,3 +119,18 @@ def test_draws_follow_root_and_step_only(finetune):
         jax.block_until_ready(step(at, {}, batch, jax.random.key(0)))
     jax.effects_barrier()
     assert seen[0] == seen[2] != seen[1]
+
+
+def test_after_a_bad_step_nothing_happens_where_the_run_is_to_stop(finetune):
+    config, stage, variables, batch, _ = finetune
+    tx, rate, state = tiny.optimiser(config, variables["params"])
+    step = jax.jit(stepping.train_step(stage, tx, rate, 1))
+    going, told = step(state, {}, batch, jax.random.key(0), jnp.asarray(True))
+    assert told["finite"] and going.step == 1
+    stopped, told = step(state, {}, batch, jax.random.key(0), jnp.asarray(False))
+    assert not told["finite"]
+    for old, new in zip(*map(jax.tree.leaves, (state, stopped)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    plain, _ = step(state, {}, batch, jax.random.key(0))
+    for one, other in zip(*map(jax.tree.leaves, (going, plain)), strict=True):
+        np.testing.assert_array_equal(one, other)

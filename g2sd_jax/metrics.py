@@ -280,7 +280,7 @@ class Profile:
                 "one after the last, such as (10, 13); () is off."
             )
         self._steps = tuple(config.profile) if main else ()
-        self._folder = pathlib.Path(workdir) / "profile"
+        self._folder = epath.Path(workdir) / "profile"
         self._running = False
 
     def before(self, step: int):

@@ -3,11 +3,11 @@
 """Says what a run's folder or a weight file holds: `g2sd inspect PATH`."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from etils import epath
 
 from g2sd_jax import checkpoint, cli, core
 from g2sd_jax.tools import inspect_file
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 def run(path: str) -> str:
     """A line per fact."""
     workdir, _ = checkpoint.split_step(path)
-    if not os.path.isdir(os.path.join(workdir, checkpoint.FOLDER)):
+    if not (epath.Path(workdir) / checkpoint.FOLDER).is_dir():
         return "\n".join(inspect_file.lines(path))
     held = checkpoint.read_run(path, inspect_file.KEY, all_of_it=True)
     known = held.describe.get("kind") in KINDS

@@ -38,9 +38,20 @@ class Finished(NamedTuple):
         """How a picture is prepared for this model, as for evaluation."""
         return augment.spec(self.config, train=False)
 
+    @property
+    def segments(self) -> bool:
+        """Whether its answer is a class per pixel."""
+        return "taps" in self.config.model
+
     def model(self) -> vit.Vit | mae.Mae:
         """The module its parameters fill; a distilled student's feature heads go."""
         machine = layers.machine(self.config)
+        if self.segments:
+            raise ValueError(
+                f"{self.source} is a segmentor, whose encoder this verb can not see "
+                "alone; g2sd evaluate judges it, or name the run its encoder comes "
+                "from."
+            )
         if "decoder" in self.config.model:
             whole = mae.autoencoder(self.config.model, **machine)
             held = self.variables["params"]

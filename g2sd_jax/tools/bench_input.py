@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from g2sd_jax.data import order, pipeline, source
+from g2sd_jax.data import order, pipeline, source, threads
 from g2sd_jax.ops import augment
 from g2sd_jax.tools import pillow_loop
 
@@ -65,7 +65,7 @@ def measure(config, original="", step=0.0) -> dict:
         for _ in order.read_ahead(lambda p: dataset.fetch(p, 0), parts, dataset.ahead):
             pass
 
-    cores = pipeline.cores()
+    cores = threads.cores()
     one, every = (
         pipeline.dataset(changed(config, workers=count), held, split)
         for count in (1, len(cores))

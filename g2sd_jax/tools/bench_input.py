@@ -8,7 +8,6 @@ and the resize are the loop's too, though the pipeline leaves them to the device
 """
 
 import contextlib
-import json
 import os
 import time
 
@@ -23,26 +22,15 @@ COMPARED = 64  # Of them, pixel by pixel.
 ROUNDS = 7
 
 
-def main(config, original: str, step: float, out: str) -> int:
-    """Measures, tells, and writes the figures to a file as JSON if one is named.
+def measure(config, original="", step=0.0) -> dict:
+    """How fast pictures arrive, and what a plain loop takes for the same.
 
     Args:
         config: the recipe; its source holds picture files.
         original: a folder or tar whose pictures the Pillow loop reads instead, where
             the recipe's are a prepared copy of them; "" = the same.
         step: images/s of the step that is fed; 0 = unknown.
-        out: the file, "" = none.
     """
-    figures = measure(config, original, step)
-    print(describe(figures), flush=True)
-    if out:
-        with open(out, "w") as file:
-            json.dump([figures], file, indent=2)
-    return 0
-
-
-def measure(config, original="", step=0.0) -> dict:
-    """The figures of `main`."""
     split = config.data.train_split
     held = theirs = source.encoded(config, split)
     if original:

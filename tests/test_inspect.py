@@ -266,5 +266,6 @@ def test_a_run_in_a_bucket_is_looked_for_there(tmp_path, monkeypatch):
         raise ValueError(f"a run at {path}")
 
     monkeypatch.setattr(checkpoint, "read_run", read_run)
+    monkeypatch.setattr(inspect_file, "lines", lambda path: ["a file"])
     with pytest.raises(ValueError, match="a run at gs://b/run"):
         inspect.run("gs://b/run")

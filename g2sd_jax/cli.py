@@ -41,9 +41,12 @@ VERBS = {  # name -> (the module whose `main(argv)` it is, what it does)
 class Parser(argparse.ArgumentParser):
     """The arguments of one verb; a mistake in them is a ValueError."""
 
-    def __init__(self, verb: str):
+    def __init__(self, verb: str, **more):
         super().__init__(
-            prog=f"g2sd {verb}", description=VERBS[verb][1], allow_abbrev=False
+            prog=f"g2sd {verb}",
+            description=VERBS[verb][1],
+            allow_abbrev=False,
+            **more,
         )
         self.add_argument(
             "--debug", action="store_true", help="show the traceback of an error"
@@ -108,9 +111,9 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "exit status: 0 done; 2 a mistake, told in one line; 75 asked to stop, and",
-            "saved; 76 another process of the run died. After 75 and 76 the same",
-            "command goes on from the last checkpoint.",
+            "exit status: 0 done; 1 doctor: something looks wrong; 2 a mistake, told",
+            "in one line; 75 asked to stop, and saved; 76 another process of the run",
+            "died. After 75 and 76 the same command goes on from the last checkpoint.",
         ]
     )
 

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
+from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
 from g2sd_jax import core
@@ -40,8 +41,8 @@ def load(spec: str, overrides: Mapping | None = None) -> ConfigDict:
 
 def of_run(workdir: str, overrides: Mapping | None = None) -> ConfigDict:
     """The config a run left in its workdir, with keys of it set; locked."""
-    path = pathlib.Path(workdir, "config.json")
-    if not path.is_file():
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
         raise ValueError(
             f"{workdir} is not the workdir of a run: it has no {path.name}; name the "
             "--workdir that g2sd train was given, or a step's folder of a chain's."

@@ -107,6 +107,7 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
 
     # Steps. A run that was refused until here leaves no claim on the workdir.
     folder.claim(config, workdir)
+    failures.sync()
     start = int(state.step)
     writer = metrics.Writer(workdir, config, start, total, main)
     opened.callback(writer.close)
@@ -116,7 +117,7 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
         batch = parallel.to_global(example, mesh)
         summary.tell(config, stage, dataset, batch, keys["step"], workdir)
     meter = feeds.Meter()
-    dataset = dataset._replace(fetch=meter.around(dataset.fetch))
+    dataset = datasets.metered(dataset, meter.around)
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
     place = lambda batch: parallel.to_global(batch, mesh)
     feed = feeds.Feed(batches, place, config.data.prefetch, meter)
@@ -153,6 +154,7 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
             if save or (judged and config.checkpoint.best):
                 with clock.paused():
                     writer.sync()
+                    failures.sync()
                     saved.save(number, state, describe, scores)
             if leave and number < total:
                 saved.wait()

@@ -17,6 +17,7 @@ import pathlib
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from matplotlib import figure
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AGAIN = 75  # Exit status of a run that was asked to stop, and saved.
+RESTARTS = 100  # Of one run, before it counts as failed.
 FIELDS = ("RECIPE", "METRIC", "BEST", "SHARED", "get_sweep")
 
 
@@ -38,6 +40,7 @@ def main(argv) -> int:
     add("--emit", choices=("slurm", "pods"), help="write the commands, and run none")
     add("--pod", default="", help="for --emit=pods: options of tpu_pod.sh, as one text")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, leave)
     try:
         sweep = load(args.sweep)
         if args.at_once < 1:
@@ -46,6 +49,12 @@ def main(argv) -> int:
         if args.emit:
             print(emit(args, runs))
             return 0
+        if "://" in args.workdir:
+            raise ValueError(
+                f"--workdir={args.workdir}: runs are started and compared on local "
+                "disks alone; --emit=slurm or pods trains there, and a copy of it can "
+                "be compared with --report."
+            )
         failed = [] if args.report else local(runs, args.workdir, args.at_once)
         print(report(sweep, runs, args.workdir))
     except (ValueError, OSError) as error:
@@ -94,7 +103,8 @@ def commands(sweep: dict, workdir: str) -> dict[str, list[str]]:
             raise ValueError(f"two runs of the sweep would both be called {name!r}.")
         given = {**flat(sweep["SHARED"]), **flat(changes)}
         runs[name] = ["train", f"--config={sweep['RECIPE']}"]
-        runs[name] += [f"--workdir={pathlib.Path(workdir) / name}"]
+        # Joined as text: pathlib would make one slash of the two in gs://.
+        runs[name] += [f"--workdir={workdir.rstrip('/')}/{name}"]
         runs[name] += [f"--config.{key}={value}" for key, value in given.items()]
     if not runs:
         raise ValueError("the sweep has no runs.")
@@ -117,10 +127,12 @@ def local(runs: dict, workdir: str, at_once: int) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     waiting = collections.deque(n for n in runs if not (folder / n / "DONE").exists())
     running, failed = {}, []
+    restarts, rest_until = collections.Counter(), {}
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.popleft()
+            ready = [name for name in waiting if rest_until.get(name, 0) <= time.time()]
+            for name in ready[: at_once - len(running)]:
+                waiting.remove(name)
                 command = [sys.executable, "-m", "g2sd_jax.cli", *runs[name]]
                 print(f"[{len(runs) - len(waiting)}/{len(runs)}] {name}", flush=True)
                 with open(folder / f"{name}.log", "a") as log:
@@ -132,7 +144,11 @@ def local(runs: dict, workdir: str, at_once: int) -> list[str]:
                 if process.poll() is None:
                     continue
                 del running[name]
-                if process.returncode == AGAIN:
+                if process.returncode == AGAIN and restarts[name] < RESTARTS:
+                    # At once the first time, then a second more each: whatever ends
+                    # it may need a while to pass.
+                    rest_until[name] = time.time() + min(60, restarts[name])
+                    restarts[name] += 1
                     waiting.append(name)
                 elif process.returncode:
                     failed.append(name)  # The others go on.
@@ -144,9 +160,15 @@ def local(runs: dict, workdir: str, at_once: int) -> list[str]:
     return failed
 
 
+def leave(signum, frame):
+    """Told to stop, as by Slurm: `local` ends its runs on the way out."""
+    sys.exit(AGAIN)
+
+
 def emit(args, runs: dict) -> str:
     """Writes one command per run for Slurm or for pods, and says how to start them."""
-    folder = pathlib.Path(args.workdir)
+    # Of a bucket's runs the commands lie here.
+    folder = pathlib.Path("." if "://" in args.workdir else args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{args.emit}.txt"
     lines = []
@@ -161,8 +183,7 @@ def emit(args, runs: dict) -> str:
             f"--name={dns(name)}",
             *shlex.split(args.pod),
         ]
-        # Joined as text: pathlib would make one slash of the two in gs://.
-        pod += [f"--workdir={args.workdir.rstrip('/')}/{name}", "--", *rest]
+        pod += [*(word for word in words if word.startswith("--workdir=")), "--", *rest]
         lines.append(shlex.join(pod))
     path.write_text("\n".join(lines) + "\n")
     if args.emit == "slurm":

@@ -85,11 +85,17 @@ def test_bench_of_augmentation(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench.recipes, "parse", lambda parser, argv: given)
     out = str(tmp_path / "figures.json")
     given = types.SimpleNamespace(
-        config=config, augment=True, canvas="24x32", out=out, loops="", trace=""
+        config=config,
+        augment=True,
+        canvas="24x32",
+        out=out,
+        input=False,
+        original="",
+        step=0.0,
     )
     assert bench.main([]) == 0
     with open(out) as file:
-        figures = json.load(file)
+        [figures] = json.load(file)
     assert figures["canvas"] == [24, 32] and figures["image_size"] == [16, 16]
     share = figures["augment_ms_per_image"] / figures["step_ms_per_image"]
     assert figures["share_of_step"] == pytest.approx(share) and share > 0
@@ -99,3 +105,18 @@ def test_bench_of_augmentation(monkeypatch, tmp_path, capsys):
     for wrong in ("24", "0x3", "3x"):
         with pytest.raises(ValueError, match=r"--canvas=.*384x512"):
             bench_augment.canvas_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--input", "--augment"), "--augment and --input measure two things"),
+        (("--canvas=24x32",), "--canvas=24x32 is for --augment"),
+        (("--input", "--canvas=24x32"), "--canvas=24x32 is for --augment"),
+        (("--augment", "--original=x.tar"), "--original=x.tar is for --input"),
+        (("--step=9",), "--step=9.0 is for --input"),
+    ],
+)
+def test_options_of_another_measure_are_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        bench.main(["--config=pretrain:smoke", *given])

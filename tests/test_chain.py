@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from g2sd_jax import cli, recipes
+from g2sd_jax import cli, core, recipes
 from g2sd_jax.losses import masked
 from g2sd_jax.tools import central, chain, plots, reconstruct, report, speed
 
@@ -40,6 +41,25 @@ def test_plan_fills_placeholders_per_seed(tmp_path):
     assert last.workdir == str(tmp_path / "seed5" / "b")
     assert last.config.optim.lr == 1e-3
     assert not last.config.progress
+
+
+def test_the_seconds_of_every_leg_count(tmp_path, monkeypatch):
+    ends = iter([core.Preempted("told to leave"), None])
+
+    def leg(config, workdir):
+        time.sleep(0.2)
+        end = next(ends)
+        if end:
+            raise end
+
+    monkeypatch.setattr(chain.train, "run", leg)
+    monkeypatch.setattr(chain.report, "write", lambda config, workdir: "")
+    config = tiny(("a", "pretrain:smoke", {}))
+    with pytest.raises(core.Preempted):
+        chain.run(config, str(tmp_path))
+    chain.run(config, str(tmp_path))
+    told = json.loads((tmp_path / report.SECONDS).read_text())
+    assert 0.4 <= told["seed0/a"] < 5
 
 
 def test_seeds_share_one_cache(tmp_path, monkeypatch):

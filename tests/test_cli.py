@@ -143,3 +143,12 @@ def test_help_does_not_wait_for_jax():
     )
     command = [sys.executable, "-c", code + "sys.modules"]
     subprocess.run(command, cwd=recipes.ROOT, check=True, capture_output=True)
+
+
+def test_the_status_of_a_doctor_who_finds_something_is_told(capsys):
+    cli.main(["help"])
+    assert "1 doctor: something looks wrong" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 something does" in told

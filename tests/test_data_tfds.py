@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import test_configs
-from g2sd_jax import cli, recipes
-from g2sd_jax.data import order, source, tfds_source, tfrecord
+from g2sd_jax import cli, feed, recipes
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import order, source, tfds_source, tfds_stream, tfrecord
 
 with warnings.catch_warnings():  # Of the library's own making, at import.
     warnings.simplefilter("ignore")
@@ -350,6 +351,34 @@ def test_a_stream_is_judged_as_a_local_set_is(remote, monkeypatch, processes):
                 np.testing.assert_array_equal(batch["image"][row], local[number])
             counted.extend(index)
     assert sorted(counted) == list(range(COUNTS["validation"]))
+
+
+def test_the_decoding_of_a_stream_is_metered(remote):
+    meter = feed.Meter()
+    held = datasets.metered(source.load(remote, "train"), meter.around)
+    assert meter.total() == 0
+    metered = order.train_batches(held, 8, seed=3)
+    plain = order.train_batches(source.load(remote, "train"), 8, seed=3)
+    np.testing.assert_array_equal(next(metered)["image"], next(plain)["image"])
+    assert meter.total() > 0
+
+
+def test_a_stream_without_labels_hands_out_none(remote):
+    with remote.unlocked():
+        remote.data.classes = 0
+    found = tfds_source.find(remote, "train")._replace(label=None, classes=())
+    held = tfds_stream.dataset(remote, found, "train")
+    assert "label" not in next(order.train_batches(held, 8, seed=3))
+    batch, told = next(order.eval_batches(held, 8))
+    assert "label" not in batch and told == [{}] * 8
+
+
+@pytest.mark.parametrize(("key", "value"), [("workers", 0), ("prefetch", -1)])
+def test_too_few_workers_of_a_stream_are_refused(remote, key, value):
+    with remote.unlocked():
+        remote.data[key] = value
+    with pytest.raises(ValueError, match=f"config.data.{key}={value} must be"):
+        source.load(remote, "train")
 
 
 def test_the_keys_of_tfds_are_read(remote, monkeypatch):

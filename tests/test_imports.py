@@ -62,6 +62,7 @@ THIRD_PARTY = {
     "losses": {"jax", "numpy", "optax", "chex"},
     "data": {
         "numpy",
+        "etils",
         "PIL",
         "simplejpeg",
         "sklearn",
@@ -69,7 +70,7 @@ THIRD_PARTY = {
         "tensorflow_datasets",
         "tqdm",
     },
-    "recipes": {"numpy", "ml_collections"},
+    "recipes": {"numpy", "etils", "ml_collections"},
 }
 BY_NAME = re.compile(r"g2sd_jax(\.\w+)*\Z")
 

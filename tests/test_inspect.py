@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 
 import finished
 import golden_files
-from g2sd_jax import checkpoint, cli
+from g2sd_jax import checkpoint, cli, recipes
 from g2sd_jax.models import vit
-from g2sd_jax.tools import inspect_file
+from g2sd_jax.tools import finished as asked
+from g2sd_jax.tools import inspect, inspect_file
 from g2sd_jax.weights import architecture, catalogue, torch_names
 
 # Segmentation's and detection's own parts are read by their own stages.
@@ -243,3 +245,27 @@ def test_golden_state_dicts_load(name, tmp_path):
             assert shape.patch == config("patch_size")
         classes = config("num_classes") if "head.weight" in arrays else 0
         assert classes is None or shape.classes == classes
+
+
+def test_a_run_in_a_bucket_is_looked_for_there(tmp_path, monkeypatch):
+    (tmp_path / "run" / checkpoint.FOLDER).mkdir(parents=True)
+    config = recipes.load("pretrain:smoke").to_json()
+    (tmp_path / "run" / "config.json").write_text(config)
+    (tmp_path / "all").mkdir()
+    steps = '{"seeds": [3], "rows": [["ours", "student"]]}'
+    (tmp_path / "all" / asked.CHAIN).write_text(steps)
+    local = epath.Path
+    bucket = lambda path: local(str(path).replace("gs://b", str(tmp_path)))
+    monkeypatch.setattr(epath, "Path", bucket)
+    assert asked.config_of("gs://b/run").stage == "pretrain"
+    named = {"ours": "gs://b/all/seed3/student"}
+    assert asked.expand(["gs://b/all"]) == (named, "gs://b/all")
+    assert asked.expand(["gs://b/run"]) == ({"run": "gs://b/run"}, "")
+
+    def read_run(path, *given, **how):
+        raise ValueError(f"a run at {path}")
+
+    monkeypatch.setattr(checkpoint, "read_run", read_run)
+    monkeypatch.setattr(inspect_file, "lines", lambda path: ["a file"])
+    with pytest.raises(ValueError, match="a run at gs://b/run"):
+        inspect.run("gs://b/run")

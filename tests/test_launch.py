@@ -4,11 +4,13 @@
 
 import os
 import pathlib
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import yaml
@@ -266,6 +268,73 @@ def test_a_sweep_as_pods(tmp_path):
     assert " -- --config=pretrain:smoke '--config.data.mean=(0.5, 0.25)'" in lines[0]
 
 
+def test_a_sweep_in_a_bucket_keeps_both_slashes(tmp_path):
+    (tmp_path / "x.py").write_text(SWEEP)
+    command = [sys.executable, str(LAUNCH / "sweep.py"), f"--sweep={tmp_path / 'x.py'}"]
+    command += ["--workdir=gs://b/runs/"]
+    how = dict(env=environment(tmp_path, PYTHONPATH=str(ROOT)), cwd=tmp_path)
+    for kind in ("slurm", "pods"):
+        subprocess.run([*command, f"--emit={kind}"], check=True, **how)
+        lines = (tmp_path / f"{kind}.txt").read_text().splitlines()
+        assert all(" --workdir=gs://b/runs/lr=0.00" in line for line in lines)
+    assert not (tmp_path / "gs:").exists()
+    done = subprocess.run(command, capture_output=True, text=True, **how)
+    assert done.returncode == 2
+    assert "local disks alone" in done.stderr
+
+
+def stand_in_for_runs(folder, body):
+    """A `g2sd_jax.cli` in `folder` that does `body`, and a sweep of it."""
+    (folder / "x.py").write_text(SWEEP)
+    (folder / "g2sd_jax").mkdir()
+    (folder / "g2sd_jax" / "__init__.py").touch()
+    (folder / "g2sd_jax" / "cli.py").write_text(body)
+
+
+def test_a_sweep_that_is_told_to_stop_ends_its_runs(tmp_path):
+    stand_in_for_runs(
+        tmp_path,
+        "import pathlib, signal, sys, time\n"
+        "def leave(*_):\n"
+        "    pathlib.Path('left').touch(); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "pathlib.Path('ran').touch(); time.sleep(60)\n",
+    )
+    command = [sys.executable, str(LAUNCH / "sweep.py"), f"--sweep={tmp_path / 'x.py'}"]
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'runs'}"],
+        env=environment(tmp_path, PYTHONPATH=str(tmp_path)),
+        cwd=tmp_path,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ran").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert (tmp_path / "left").exists()
+
+
+def test_a_run_that_always_leaves_is_not_started_for_ever(tmp_path, monkeypatch):
+    sweep = runpy.run_path(str(LAUNCH / "sweep.py"))
+    local, (now, slept) = sweep["local"], ([0.0], [])
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += 30
+
+    clock = types.SimpleNamespace(time=lambda: now[0], sleep=sleep)
+    started = []
+
+    def start(command, **how):
+        started.append(now[0])
+        return types.SimpleNamespace(poll=lambda: 75, returncode=75)
+
+    process = types.SimpleNamespace(Popen=start)
+    local.__globals__.update(time=clock, subprocess=process, RESTARTS=5)
+    assert local({"x": []}, str(tmp_path), 1) == ["x"]
+    assert len(started) == 6  # The first and five more.
+
+
 def test_a_sweep_goes_on_past_a_failure_and_picks_the_best(tmp_path):
     (tmp_path / "x.py").write_text(SWEEP)
     folder = tmp_path / "runs"
@@ -282,8 +351,6 @@ def test_a_sweep_goes_on_past_a_failure_and_picks_the_best(tmp_path):
     # Two are done already; the stand-in fails one of the others.
     for run in ("lr=0.001_seed=0", "lr=0.002_seed=1"):
         (folder / run / "DONE").touch()
-    (tmp_path / "g2sd_jax").mkdir()
-    (tmp_path / "g2sd_jax" / "__init__.py").touch()
     fake = (
         "import pathlib, sys\n"
         "work = pathlib.Path(sys.argv[3].partition('=')[2])\n"
@@ -293,7 +360,7 @@ def test_a_sweep_goes_on_past_a_failure_and_picks_the_best(tmp_path):
         "if ran.read_text().count(work.name) == 1: sys.exit(75)\n"
         "work.mkdir(); (work / 'DONE').touch()\n"
     )
-    (tmp_path / "g2sd_jax" / "cli.py").write_text(fake)
+    stand_in_for_runs(tmp_path, fake)
     command = [sys.executable, str(LAUNCH / "sweep.py"), f"--sweep={tmp_path / 'x.py'}"]
     done = subprocess.run(
         [*command, f"--workdir={folder}", "--at-once=2"],

@@ -165,3 +165,11 @@ def test_jsonl_is_json_for_every_reader(tmp_path):
 
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=refuse) == {"step": 1, "loss": None}
+
+
+def test_a_trace_of_a_run_in_a_bucket_goes_there(monkeypatch):
+    folders = []
+    monkeypatch.setattr(metrics.jax.profiler, "start_trace", folders.append)
+    profile = metrics.Profile("gs://b/run", config(profile=(2, 3)), main=True)
+    profile.before(2)
+    assert folders == ["gs://b/run/profile"]

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import files
@@ -228,6 +229,7 @@ def test_a_bad_example_gives_way_to_the_next(path, tmp_path):
     spoil(path, ["train/a/2.jpg", "train/a/1.jpg"])  # Examples 4 and 2.
     (path / "train/b/1.jpg").unlink()  # Example 3, listed but gone.
     (path / "train/a/2.jpg").write_bytes(b"")
+    (tmp_path / "run").mkdir()
     failures.list_in(tmp_path / "run")
     for _ in range(2):
         batch = dataset.fetch(np.arange(2, 6), 0)
@@ -265,6 +267,7 @@ def test_evaluation_leaves_bad_examples_out(path, processes):
 
 def test_too_many_bad_examples_stop_the_run(path, tmp_path):
     spoil(path, [f"train/{c}/{i}.jpg" for c in "ab" for i in range(4)])
+    (tmp_path / "run").mkdir()
     failures.list_in(tmp_path / "run")
     _, dataset = opened(path, max_bad_share=0.5)
     with pytest.raises(ValueError) as told:
@@ -294,6 +297,44 @@ def test_the_list_goes_on_after_a_kill(tmp_path):
     failures.list_in(tmp_path, process_index=3)
     failures.note(config, "val", 8, 0, "x", "odd")
     assert (tmp_path / "bad_examples.3.jsonl").exists()
+
+
+def test_a_refused_run_leaves_no_folder_for_its_bad_examples(tmp_path):
+    config = recipes.load("pretrain", {"data.max_bad_share": 0.2})
+    run = tmp_path / "run"
+    failures.list_in(run)
+    failures.note(config, "train", 8, 0, "x", "odd")
+    with pytest.raises(ValueError, match="no workdir yet; the first are x, y"):
+        failures.note(config, "train", 8, 1, "y", "odd")
+    assert not run.exists()
+    run.mkdir()  # As a run claims it.
+    failures.sync()
+    assert [row["name"] for row in bad_rows(run)] == ["x", "y"]
+    failures.list_in(None)  # The run is over: what comes next is another's.
+    failures.note(config, "val", 8, 2, "z", "odd")
+    assert len(bad_rows(run)) == 2
+
+
+def test_a_list_in_a_bucket_is_written_anew(tmp_path, monkeypatch):
+    local = epath.Path
+    bucket = lambda path: local(str(path).replace("gs://b", str(tmp_path / "b")))
+    monkeypatch.setattr(failures.epath, "Path", bucket)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    config = recipes.load("pretrain", {"data.max_bad_share": 1.0})
+    listing = failures.Listing("gs://b/" + failures.FILE)
+    counts = []
+    for at in range(6):
+        listing.add("train", at, f"{at}", "odd")
+        counts.append(len(bad_rows(tmp_path / "b")))
+    assert counts == [1, 2, 2, 4, 4, 4]
+    listing.sync()
+    assert len(bad_rows(tmp_path / "b")) == 6
+    failures.list_in("gs://b")
+    failures.note(config, "train", 8, 6, "6", "odd")
+    failures.list_in(None)  # Writes what waits.
+    assert [row["name"] for row in bad_rows(tmp_path / "b")] == list("0123456")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]  # And no `gs:`.
 
 
 # Whole runs.

@@ -21,8 +21,8 @@ from g2sd_jax.tools import (
     hlo,
     plan,
     shapes,
-    summary,
     topology,
+    wording,
     work,
 )
 
@@ -177,7 +177,7 @@ def planned():
     @functools.cache
     def make(stage, batch=16, fsdp=1, evaluate=False):
         mesh = dict(data=-1, fsdp=fsdp)
-        config = shapes.untrained(runs.small(stage, batch=batch, mesh=mesh))
+        config = shapes.without_data(runs.small(stage, batch=batch, mesh=mesh))
         # On CPUs crops are made in a loop over the batch, which has to be gathered.
         config.augment.crop_area = ()
         with pytest.MonkeyPatch.context() as patch:
@@ -274,9 +274,9 @@ def test_bad_input_is_one_line(words, said):
 def test_what_does_not_fit_says_what_to_change(planned):
     figures = copy.deepcopy(planned("generic_distill"))
     memory = figures["memory"]
-    assert summary.verdict(figures).startswith("fits: yes")
+    assert wording.verdict(figures).startswith("fits: yes")
     memory |= dict(limit=memory["total"] - 1000, spare=-1000, fits=False)
-    said = summary.verdict(figures)
+    said = wording.verdict(figures)
     assert said.startswith("fits: no")
     assert "1 kB too much" in said
     assert "--config.mesh.fsdp=2" in said or "--config.remat=dots" in said
@@ -298,7 +298,7 @@ def test_plan_for_a_tpu_that_is_not_here():
     # One device per chip, four chips a host.
     assert (len(found.devices), found.hosts) == (8, 2)
     config = runs.small("pretrain", compute_dtype="bfloat16")
-    figures = plan.plan(shapes.untrained(config), found, evaluate=False)
+    figures = plan.plan(shapes.without_data(config), found, evaluate=False)
     assert figures["memory"]["fits"]
     extra = figures["collectives"]["kinds"]["all-reduce"]["elements"]
     assert 0 < extra - figures["parameters"] < 10

@@ -32,6 +32,17 @@ class Dataset(NamedTuple):
     stream: Any = None  # Of files without random access: its batches, not `order`'s.
 
 
+def metered(dataset: Dataset, around: Callable) -> Dataset:
+    """The data set whose reading is wrapped, in whichever threads it happens.
+
+    Args:
+        dataset: of random access, or with a stream.
+        around: function -> the same function, such as `feed.Meter.around`.
+    """
+    stream = dataset.stream and dataset.stream.around(around)
+    return dataset._replace(fetch=around(dataset.fetch), stream=stream)
+
+
 def in_memory(config, image, label, classes=(), origin="the data set") -> Dataset:
     """A split held as arrays.
 

@@ -2,20 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of any sizes as one uint8 array, for sets that fit into memory."""
 
-import os
 from concurrent import futures
 
 import numpy as np
 from PIL import Image
 
-from g2sd_jax.data import crops, decoder, encoded
+from g2sd_jax.data import crops, decoder, encoded, threads
 
 
 def decode(held: encoded.Encoded, image_size, channels):
     """[N, H, W, C] uint8 of all pictures, on the canvas `arrays.load` describes."""
     decoder.check_channels(channels)
     indices = range(held.count)
-    with futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with futures.ThreadPoolExecutor(min(16, len(threads.cores()))) as pool:
         # Headers first, so that big pictures are never held all at their own size.
         read = lambda index: opened(held, index, channels).size
         canvas = canvas_size(set(pool.map(read, indices)), image_size)

@@ -7,12 +7,11 @@ training picture reaches the device on a canvas, its crop as a box there, and is
 by the device; an evaluation picture is resized here, exactly as Pillow does it.
 """
 
-import os
 from concurrent import futures
 
 import numpy as np
 
-from g2sd_jax.data import classes, crops, decoder, encoded, failures, pictures
+from g2sd_jax.data import classes, crops, decoder, encoded, failures, pictures, threads
 from g2sd_jax.data import dataset as datasets
 
 CHUNK = 8  # Rows a thread fills in one go; short, so that none waits long for another.
@@ -31,12 +30,7 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
     held = held._replace(classes=mapped.names, labels=mapped.labels)
     if config.data.classes:
         datasets.check_labels(held.labels, config.data.classes, held.origin)
-    for key, least in (("workers", 1), ("prefetch", 0)):
-        if config.data[key] is not None and config.data[key] < least:
-            raise ValueError(
-                f"config.data.{key}={config.data[key]} must be at least {least}."
-            )
-    workers = config.data.workers or len(cores())
+    workers = threads.workers(config)
     pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
     limit = config.data.limit
     count = held.count if limit is None else min(held.count, limit)
@@ -91,13 +85,6 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
             config.data.eval_crop, config.model.image_size
         ),
     )
-
-
-def cores() -> list[int]:
-    """The numbers of those this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Not everywhere.
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 class Training:

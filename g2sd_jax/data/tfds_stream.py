@@ -3,7 +3,6 @@
 """TFDS sets that are not on a local disk: `record_stream`, decoded as it comes."""
 
 import functools
-import os
 from collections.abc import Callable
 from concurrent import futures
 from typing import NamedTuple
@@ -18,10 +17,9 @@ from g2sd_jax.data import (
     pipeline,
     record_stream,
     tfrecord,
+    threads,
 )
 from g2sd_jax.data import dataset as datasets
-
-FIRST = 8  # Examples that are looked at before any order is known.
 
 
 def dataset(config, found, split) -> datasets.Dataset:
@@ -46,29 +44,22 @@ def dataset(config, found, split) -> datasets.Dataset:
         config.data.prefetch,
     )
 
-    def train(*given):
-        read = record_stream.train_batches(stream, *given)
-        return order.read_ahead(lambda asked: decode(*asked), read, ahead)
-
-    def evaluate(*given):
-        read = record_stream.eval_batches(stream, *given)
-        return order.read_ahead(lambda asked: judged(decode(*asked)), read, ahead)
-
     def fetch(indices, epoch=None):
         """The first examples alone, which tell what all look like."""
-        if max(indices) >= FIRST:
+        if max(indices) >= datasets.FIRST:
             raise ValueError(
                 f"{found.origin} is not on a local disk, so no example can be picked "
                 "from it (config.signal.neighbours does); copy it to one."
             )
-        few = stream._replace(count=min(FIRST, stream.count))
-        [batch] = (decode(*asked) for asked in record_stream.eval_batches(few, FIRST))
+        few = stream._replace(count=min(datasets.FIRST, stream.count))
+        [batch] = (
+            decode(*asked) for asked in record_stream.eval_batches(few, datasets.FIRST)
+        )
         return {name: array[indices] for name, array in batch.items()}
 
     def original(index):
         return {name: array[0] for name, array in fetch([index]).items()}
 
-    streaming = Streaming(train, evaluate)
     return datasets.Dataset(
         stream.count,
         found.classes,
@@ -78,7 +69,7 @@ def dataset(config, found, split) -> datasets.Dataset:
         eval_crop=crops.evaluation_share(
             config.data.eval_crop, config.model.image_size
         ),
-        stream=streaming,
+        stream=streaming(stream, decode, ahead),
     )
 
 
@@ -87,6 +78,22 @@ class Streaming(NamedTuple):
 
     train_batches: Callable  # As `order.train_batches`, without the data set.
     eval_batches: Callable
+    around: Callable  # (wrap) -> the same, with its decoding wrapped
+
+
+def streaming(stream, decode, ahead) -> Streaming:
+    """The batches of a stream, as `decode` makes them."""
+
+    def train(*given):
+        read = record_stream.train_batches(stream, *given)
+        return order.read_ahead(lambda asked: decode(*asked), read, ahead)
+
+    def evaluate(*given):
+        read = record_stream.eval_batches(stream, *given)
+        return order.read_ahead(lambda asked: judged(decode(*asked)), read, ahead)
+
+    around = lambda wrap: streaming(stream, wrap(decode), ahead)
+    return Streaming(train, evaluate, around)
 
 
 def open_split(found, buffer) -> record_stream.Stream:
@@ -113,7 +120,7 @@ class Decoder:
         self._config, self._found, self._split = config, found, split
         self._count = count
         self._frames = pipeline.Training(config), pipeline.Evaluating(config)
-        workers = config.data.workers or len(os.sched_getaffinity(0))
+        workers = threads.workers(config)
         self._pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
 
     def batch(self, held: record_stream.Read, epoch) -> dict:
@@ -127,11 +134,10 @@ class Decoder:
         used = np.array(list(self._pool.map(place, range(len(held.image)))))
         found = used >= 0
         rows = np.where(found, used, np.arange(len(used)))
-        label = held.label[rows]
-        if self._config.data.classes:
-            origin = self._found.origin
-            datasets.check_labels(label[found], self._config.data.classes, origin)
-        arrays["label"] = label
+        if self._found.label is not None:
+            arrays["label"] = label = held.label[rows]
+            about = self._config.data.classes, self._found.origin
+            datasets.check_labels(label[found], *about)
         return {**arrays, "index": held.index[rows], "valid": found}
 
     def _place(self, held, frames, arrays, epoch, row) -> int:
@@ -159,5 +165,7 @@ def judged(batch):
     """A batch whose valid rows come first, and what evaluators are told of those."""
     rank = np.argsort(~batch["valid"], kind="stable")
     batch = {name: array[rank] for name, array in batch.items()}
+    if "label" not in batch:
+        return batch, [{} for _ in range(batch["valid"].sum())]
     kept = batch["label"][batch["valid"]]
     return batch, [{"label": label} for label in kept]

@@ -25,6 +25,7 @@ from g2sd_jax.models import layers
 from g2sd_jax.tools import bench_input, flops
 
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # Of the square matrices of the peak.
+CANVAS = "384x512"  # That pictures are augmented from, height first.
 LEAST_SECONDS, LEAST_STEPS = 5.0, 5
 
 
@@ -43,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
         help="measure what the device does to the pictures, beside the step",
     )
     parser.add_argument(
-        "--canvas", default="384x512", help="HEIGHTxWIDTH that --augment starts from"
+        "--canvas",
+        default="",
+        help=f"HEIGHTxWIDTH that --augment starts from, {CANVAS} without it",
     )
     parser.add_argument(
         "--input", action="store_true", help="measure how fast its pictures arrive"
@@ -55,27 +58,40 @@ def main(argv: Sequence[str]) -> int:
         "--step", type=float, default=0.0, help="with --input: images/s of the step"
     )
     args = recipes.parse(parser, argv)
+    check(args)
     if args.augment:
         # Only now: it is built of this module's parts.
         part = importlib.import_module("g2sd_jax.tools.bench_augment")
-        figures = part.measure(args.config, part.canvas_of(args.canvas))
-        print(part.describe(figures), flush=True)
-        return write(figures, args.out)
-    if args.input:
-        return bench_input.main(args.config, args.original, args.step, args.out)
-    loops = [core.one_of("--loops", each, FORMS) for each in args.loops.split(",")]
-    peak = matmul_peak(layers.machine(args.config)["dtype"])
-    figures = [measure(args.config, form, peak, args.trace) for form in loops]
+        told = part.describe
+        figures = [part.measure(args.config, part.canvas_of(args.canvas or CANVAS))]
+    elif args.input:
+        told = bench_input.describe
+        figures = [bench_input.measure(args.config, args.original, args.step)]
+    else:
+        told = describe
+        loops = [core.one_of("--loops", each, FORMS) for each in args.loops.split(",")]
+        peak = matmul_peak(layers.machine(args.config)["dtype"])
+        figures = [measure(args.config, form, peak, args.trace) for form in loops]
     for each in figures:
-        print(describe(each), flush=True)
-    return write(figures, args.out)
-
-
-def write(figures, path: str) -> int:
-    if path:
-        with open(path, "w") as file:
+        print(told(each), flush=True)
+    if args.out:
+        with open(args.out, "w") as file:
             json.dump(figures, file, indent=2)
     return 0
+
+
+def check(args) -> None:
+    """Refuses two things to measure, and options of one that is not asked for."""
+    if args.augment and args.input:
+        raise ValueError("--augment and --input measure two things; ask for one.")
+    for option, mode in (
+        ("canvas", "augment"),
+        ("original", "input"),
+        ("step", "input"),
+    ):
+        value = getattr(args, option)
+        if value and not getattr(args, mode):
+            raise ValueError(f"--{option}={value} is for --{mode}; add it.")
 
 
 FORMS = {"scan": True, "unroll": False}

@@ -8,13 +8,12 @@ and the resize are the loop's too, though the pipeline leaves them to the device
 """
 
 import contextlib
-import json
 import os
 import time
 
 import numpy as np
 
-from g2sd_jax.data import order, pipeline, source
+from g2sd_jax.data import order, pipeline, source, threads
 from g2sd_jax.ops import augment
 from g2sd_jax.tools import pillow_loop
 
@@ -23,26 +22,15 @@ COMPARED = 64  # Of them, pixel by pixel.
 ROUNDS = 7
 
 
-def main(config, original: str, step: float, out: str) -> int:
-    """Measures, tells, and writes the figures to a file as JSON if one is named.
+def measure(config, original="", step=0.0) -> dict:
+    """How fast pictures arrive, and what a plain loop takes for the same.
 
     Args:
         config: the recipe; its source holds picture files.
         original: a folder or tar whose pictures the Pillow loop reads instead, where
             the recipe's are a prepared copy of them; "" = the same.
         step: images/s of the step that is fed; 0 = unknown.
-        out: the file, "" = none.
     """
-    figures = measure(config, original, step)
-    print(describe(figures), flush=True)
-    if out:
-        with open(out, "w") as file:
-            json.dump([figures], file, indent=2)
-    return 0
-
-
-def measure(config, original="", step=0.0) -> dict:
-    """The figures of `main`."""
     split = config.data.train_split
     held = theirs = source.encoded(config, split)
     if original:
@@ -65,7 +53,7 @@ def measure(config, original="", step=0.0) -> dict:
         for _ in order.read_ahead(lambda p: dataset.fetch(p, 0), parts, dataset.ahead):
             pass
 
-    cores = pipeline.cores()
+    cores = threads.cores()
     one, every = (
         pipeline.dataset(changed(config, workers=count), held, split)
         for count in (1, len(cores))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from g2sd_jax import cli, cluster, core, recipes, train
@@ -57,17 +58,20 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder.claim(identity(config), workdir)
     if jax.process_index() == 0:  # For what asks a chain later.
         folder.write_json(os.path.join(workdir, finished.CHAIN), folder.plain(config))
-    path = os.path.join(workdir, report.SECONDS)
-    seconds = central.read_json(path) if os.path.exists(path) else {}
+    path = epath.Path(workdir) / report.SECONDS
+    seconds = folder.read_json(path) if path.exists() else {}
     for position, step in enumerate(steps, start=1):
-        done = os.path.exists(os.path.join(step.workdir, train.DONE))
+        done = (epath.Path(step.workdir) / train.DONE).exists()
         told = "done before" if done else step.recipe
         print(f"[{position}/{len(steps)}] {step.name}: {told}", flush=True)
         began = time.perf_counter()
-        train.run(step.config, step.workdir)
-        if not done and jax.process_index() == 0:
-            seconds[step.name] = time.perf_counter() - began
-            folder.write_json(path, seconds)
+        try:
+            train.run(step.config, step.workdir)
+        finally:  # A step that is told to leave goes on in another leg: both count.
+            if not done and jax.process_index() == 0:
+                leg = time.perf_counter() - began
+                seconds[step.name] = seconds.get(step.name, 0.0) + leg
+                folder.write_json(path, seconds)
     if jax.process_index() == 0:
         print(report.write(config, workdir), flush=True)
 
@@ -89,25 +93,25 @@ def plan(config: ConfigDict, workdir: str) -> list[Step]:
         raise ValueError("config.seeds and config.steps must not be empty.")
     planned = []
     for seed in config.seeds:
-        finished = {}  # name -> workdir of the steps before
+        made = {}  # name -> workdir of the steps before
         for name, spec, overrides in config.steps:
-            if name in finished:
+            if name in made:
                 raise ValueError(f"config.steps has two steps named {name!r}.")
             root = os.path.join(workdir, f"seed{seed}")
             try:
-                given = fill(overrides, finished) | shared(config, workdir, seed)
+                given = fill(overrides, made) | shared(config, workdir, seed)
                 step = recipes.load(spec, given)
             except ValueError as error:
                 raise ValueError(f"step {name!r} of the chain: {error}") from error
             if "stage" not in step:
                 raise ValueError(f"step {name!r} of the chain: {spec} has no stage.")
-            finished[name] = os.path.join(root, name)
-            planned.append(Step(f"seed{seed}/{name}", spec, step, finished[name]))
+            made[name] = os.path.join(root, name)
+            planned.append(Step(f"seed{seed}/{name}", spec, step, made[name]))
     central.check_rows(config)
     return planned
 
 
-def fill(overrides: Mapping, finished: Mapping[str, str]) -> dict:
+def fill(overrides: Mapping, made: Mapping[str, str]) -> dict:
     """`{"a.b": value}` with each `{name}` in a text replaced by that step's workdir.
 
     `{split}` stays: it is the data source's own, one archive per split.
@@ -116,7 +120,7 @@ def fill(overrides: Mapping, finished: Mapping[str, str]) -> dict:
     def workdir_of(match):
         if match[1] == "split":
             return match[0]
-        return core.lookup("placeholder", match[1], finished)
+        return core.lookup("placeholder", match[1], made)
 
     return {
         key: re.sub(r"\{(\w*)\}", workdir_of, value)

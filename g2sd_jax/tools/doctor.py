@@ -17,6 +17,7 @@ from g2sd_jax import cli, core, recipes
 from g2sd_jax.data import order, source
 from g2sd_jax.tools import fingerprint, finished, sections
 
+ENDS = "exit status: 0 nothing looks wrong; 1 something does; 2 it can not be asked"
 PICTURES = 256  # That mean and standard deviation are measured on.
 NOTHING = 0.9  # Share of the error of a decoder that knows nothing.
 GUESSING = 0.9  # Share of ln(classes), the loss of a classifier that knows nothing.
@@ -40,7 +41,7 @@ class Patient(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser("doctor")
+    parser = cli.Parser("doctor", epilog=ENDS)
     parser.add_argument("workdir", metavar="WORKDIR")
     parser.add_argument(
         "--record", default="", help="FILE.json: keep a chain's losses as fingerprints"

@@ -3,15 +3,16 @@
 """A trained stage or a weight file, ready to be asked: how the verbs are told which."""
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from g2sd_jax import checkpoint, core, metrics, parallel, recipes, stages
+from g2sd_jax import workdir as folder
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment
 
@@ -37,9 +38,20 @@ class Finished(NamedTuple):
         """How a picture is prepared for this model, as for evaluation."""
         return augment.spec(self.config, train=False)
 
+    @property
+    def segments(self) -> bool:
+        """Whether its answer is a class per pixel."""
+        return "taps" in self.config.model
+
     def model(self) -> vit.Vit | mae.Mae:
         """The module its parameters fill; a distilled student's feature heads go."""
         machine = layers.machine(self.config)
+        if self.segments:
+            raise ValueError(
+                f"{self.source} is a segmentor, whose encoder this verb can not see "
+                "alone; g2sd evaluate judges it, or name the run its encoder comes "
+                "from."
+            )
         if "decoder" in self.config.model:
             whole = mae.autoencoder(self.config.model, **machine)
             held = self.variables["params"]
@@ -91,7 +103,7 @@ def choose(workdir: str, path: str, recipe: str, overrides) -> Finished:
             f"--workdir={workdir} has its own config; leave --config={recipe} out, or "
             "name the weights with --checkpoint instead."
         )
-    if os.path.isdir(path) and not recipe and not workdir:
+    if path and not recipe and not workdir and epath.Path(path).is_dir():
         workdir, path = path, ""
     if workdir:
         config = config_of(workdir, overrides)
@@ -108,9 +120,8 @@ def expand(workdirs: Sequence[str]) -> tuple[dict[str, str], str]:
     """
     named, chain = {}, ""
     for path in workdirs:
-        rows = os.path.join(path, CHAIN)
-        if not os.path.exists(rows):
-            named[os.path.basename(os.path.normpath(path))] = path
+        if not (epath.Path(path) / CHAIN).exists():
+            named[epath.Path(folder.absolute(path)).name] = path
             continue
         if len(workdirs) > 1:
             raise ValueError(f"{path} is a chain's folder; name it alone.")
@@ -118,14 +129,13 @@ def expand(workdirs: Sequence[str]) -> tuple[dict[str, str], str]:
         first = os.path.join(path, f"seed{config.seeds[0]}")
         named = {method: os.path.join(first, step) for method, step in config.rows}
     if len(named) < len(workdirs):  # Two folders of one name.
-        named = {os.path.normpath(path): path for path in workdirs}
+        named = {str(epath.Path(path)): path for path in workdirs}
     return named, chain
 
 
 def chain_config(path: str) -> ConfigDict:
     """The config that a chain left in its folder."""
-    with open(os.path.join(path, CHAIN), encoding="utf-8") as file:
-        return ConfigDict(json.load(file))
+    return ConfigDict(folder.read_json(epath.Path(path) / CHAIN))
 
 
 def config_of(workdir: str, overrides=None) -> ConfigDict:

@@ -25,8 +25,8 @@ from g2sd_jax.tools import (
     collectives,
     hlo,
     shapes,
-    summary,
     topology,
+    wording,
     work,
 )
 
@@ -52,16 +52,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--hours", type=float, help="how far the recipe gets in these")
     args = recipes.parse(parser, argv)
     budget.check(args)
-    config = shapes.untrained(args.config)
+    config = shapes.without_data(args.config)
     where = topology.named(args.topology) if args.topology else topology.here(config)
     figures = plan(config, where, evaluate=not args.no_eval)
     figures["spec"] = args.spec
     figures["recipe"] = budget.recipe(config, figures, args)
-    print(summary.describe(figures), flush=True)
+    print(wording.describe(figures), flush=True)
     if args.sweep:
         figures["sweep"] = budget.sweep(args.sweep, config, where, plan)
-        print(summary.table(figures["sweep"]), flush=True)
-    print(summary.verdict(figures), flush=True)
+        print(wording.table(figures["sweep"]), flush=True)
+    print(wording.verdict(figures), flush=True)
     if args.out:
         with open(args.out, "w") as file:
             json.dump(figures, file, indent=2)
@@ -92,7 +92,7 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     """Compiles training and evaluation for every device; all figures but the recipe's.
 
     Args:
-        config: of `shapes.untrained`.
+        config: of `shapes.without_data`.
         where: the devices.
         evaluate: compile the stage's evaluators too.
     """

@@ -44,6 +44,11 @@ def predict(model: finished.Finished, images: Sequence[str]) -> list[dict]:
             "nothing; g2sd reconstruct shows what an autoencoder guesses, g2sd embed "
             "writes its features."
         )
+    if model.segments:
+        raise ValueError(
+            f"{model.source} is a segmentor, which gives every pixel a class and a "
+            "picture none; g2sd evaluate judges it on its config's pictures."
+        )
     names = tuple(model.describe.get("class_names") or ())
     frozen = model.frozen(evaluator)
     ask = jax.jit(evaluator.predict)

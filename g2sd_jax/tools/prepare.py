@@ -21,7 +21,7 @@ import tqdm
 from PIL import features
 
 from g2sd_jax import cli, core, recipes
-from g2sd_jax.data import copies, folder, packing, packs, prepared, source
+from g2sd_jax.data import copies, folder, packing, packs, prepared, source, threads
 
 LEAST_PACK, MOST_PACKS = 4096, 256  # Pictures; files that stay open while training.
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     add("--hold_out", type=float, default=0.0, help="share that evaluates, unsplit")
     add("--data_dir", default="", help="where TFDS keeps its sets")
     add("--pack", type=int, help="pictures in one file; default 4096, or in 256 files")
-    add("--workers", type=int, default=os.cpu_count(), help="threads that decode")
+    add("--workers", type=int, default=len(threads.cores()), help="threads that decode")
     add("--max_bad_share", type=float, default=0.01, help="of unreadable pictures")
     add("--verify", action="store_true", help="read what is there, check every byte")
     args = parser.parse_args(argv)

@@ -79,8 +79,8 @@ def write(config: ConfigDict, workdir: str, out: str = "") -> str:
         drawn=drawn[1],
         steps=central.steps(config, workdir, seconds),
         length=f"Together {sum(seconds.values()) / 60:.1f} minutes of training and "
-        "evaluation, compiling included; attempts that were interrupted are not "
-        "counted.",
+        "evaluation, compiling included; what was killed without a chance to save is "
+        "not counted.",
         environment=environment(workdir),
     )
     text = markdown(said)

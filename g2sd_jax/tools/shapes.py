@@ -10,7 +10,7 @@ from g2sd_jax.models import layers
 FEW = 2  # Examples that are really made, to learn a batch's shapes.
 
 
-def untrained(config):
+def without_data(config):
     """The recipe without data and without weights, its length as it was."""
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -15,8 +15,11 @@ import test_configs
 import test_folder
 from g2sd_jax import recipes
 from g2sd_jax.data import crops, failures, geometry, maps, order, source
+from g2sd_jax.tasks import segmentation
 
 SIZE = (48, 60)
+JUDGED = {"eval_split": "training", "inference.fit": (48, 192)}
+JUDGED |= {"inference.stride": (21, 21)}
 
 
 def labels(seed=0, size=SIZE, classes=4):
@@ -113,6 +116,13 @@ def test_draws_depend_on_seed_epoch_and_example_alone(tmp_path):
     assert (dataset.fetch(np.array([1]), 4)["image"] != again["image"]).any()
     looked = [dataset.fetch(np.array([1]))["image"] for _ in range(2)]
     np.testing.assert_array_equal(*looked)
+
+
+def test_crops_share_no_draws_with_other_crops():
+    config = recipe("")
+    drawn = crops.scaled_draws(config, 1, 2)
+    others = crops.uniforms(config.seed, 1, 2, 23)
+    assert not np.isclose(drawn.places.ravel(), others[1:]).any()
 
 
 def test_varied_crops():
@@ -248,24 +258,27 @@ def test_camvid_layout(tmp_path):
             png = files.encode(labels(i), "PNG")
             held |= {f"{split}/{i}.jpg": jpeg, f"{split}annot/{i}_L.png": png}
         test_folder.pack(tmp_path / f"camvid_{split}.tar", held)
-    names = tmp_path / "names.txt"
-    names.write_text("sky\nbuilding\npole\nroad\n")
     config = recipe(
         tmp_path / "camvid_{split}.tar",
-        images="{split}/*.jpg",
+        "finetune:task=segmentation,data=camvid",
         labels="{split}annot/*_L.png",
-        reduce_zero_label=False,
+        classes=11,
         ignore=(4,),
-        class_list=str(names),
-        train_split="train",
-        eval_split="val",
         train_examples=4,
     )
     dataset = source.load(config, "train")
-    assert dataset.classes == ("sky", "building", "pole", "road")
+    assert dataset.classes[:2] == ("sky", "building") and len(dataset.classes) == 11
     wanted = np.where(labels(1) == 4, 255, labels(1))
     np.testing.assert_array_equal(dataset.original(1)["label_map"], wanted)
     assert source.load(config, "val", evaluate=True).count == 4
+
+
+def test_camvid_recipes():
+    assert recipes.load("specific_seg:data=camvid").teacher.model.image_size[0] == 352
+    with pytest.raises(ValueError, match="data='camvit' is not known; known: ade20k"):
+        recipes.load("specific_seg:data=camvit")
+    with pytest.raises(ValueError, match="data='camvid' is one of task=segmentation"):
+        recipes.load("finetune:data=camvid")
 
 
 def test_deeper_folders_and_endings_of_both(tmp_path):
@@ -291,6 +304,9 @@ def test_unreadable_pairs_are_listed_and_replaced(tmp_path):
         dataset = source.load(recipe(path, max_bad_share=0.5), "training")
         batch = dataset.fetch(np.arange(5), 0)
         assert batch["index"].tolist() == [0, 3, 3, 3, 4] and batch["valid"].all()
+        judged = segmentation.windows_of(recipe(path, max_bad_share=0.5, **JUDGED))
+        scenes = {id(scene): scene for _, held in judged() for scene, _ in held}
+        assert len(scenes) == 3
         for _, examples in order.eval_batches(
             dataset._replace(fetch=lambda indices, epoch=None: {}), 5
         ):

@@ -55,7 +55,8 @@ def base():
     config.compute_dtype = "bfloat16"  # Parameters, norms, softmax, losses: float32.
 
     config.data = ConfigDict()
-    config.data.source = "arrays"  # digits, arrays, folder, prepared, tfds:NAME, fake
+    # digits, arrays, folder, prepared, tfds:NAME, fake; maps for segmentation.
+    config.data.source = "arrays"
     config.data.path = ""
     config.data.data_dir = ""  # Of TFDS; "" is its own, ~/tensorflow_datasets.
     config.data.index_dir = "~/.cache/g2sd_jax"  # Where TFRecord files are indexed.
@@ -256,6 +257,7 @@ def smoke(config, args):
                 model.aux_width = 32
         if "inference" in config:
             config.inference.update(fit=(96, 384), stride=(64, 64))
+            config.augment.fit = (96, 384)
     if args.steps:
         config.total_steps = args.steps
         config.optim.warmup_epochs = 0.0

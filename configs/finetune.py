@@ -5,7 +5,7 @@
     g2sd train --config=finetune:model=b16 --workdir=runs/ft_b \\
         --config.init_from=runs/mae_b
     g2sd train --config=finetune:task=segmentation,model=b16 --workdir=runs/seg_b \\
-        --config.init_from=runs/mae_b
+        --config.init_from=runs/mae_b --config.data.path=ADEChallengeData2016
 
 Published top-1 on ImageNet-1k: MAE ViT-B 83.6 %, L 85.9 %, H 86.9 %; after DMAE
 (`finetune:after=dmae`) ViT-B 84.0 %.
@@ -28,7 +28,8 @@ SMALL = (200.0, 5.0, 1e-3, 0.75, 0.0)
 
 
 def get_config(arguments=""):
-    args = common.arguments(arguments, model="b16", after="mae", task="classification")
+    known = dict(model="b16", after="mae", task="classification", data="")
+    args = common.arguments(arguments, **known)
     recipes = {"classification": classification, "segmentation": segmentation.recipe}
     if args.task not in recipes:
         raise ValueError(
@@ -41,6 +42,11 @@ def get_config(arguments=""):
 
 
 def classification(args):
+    if args.data:
+        raise ValueError(
+            f"recipe argument data={args.data!r} is one of task=segmentation; set "
+            "config.data.source and config.data.path instead"
+        )
     row = f"{args.after} {args.model}"
     epochs, warmup, rate, decay, drop_path = RECIPES.get(row, SMALL)
     config = common.base()

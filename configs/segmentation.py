@@ -18,11 +18,22 @@ def task(size, lr=1e-4, layer_decay=0.65):
     config.total_steps = 160_000
     config.eval_epochs = 16_000 / STEPS_PER_EPOCH
     config.checkpoint.every = 16_000
+    config.data.source = "maps"  # The official folder, or any other: two patterns.
+    config.data.images = "images/{split}/*"  # * is the same for a picture and its map.
+    config.data.labels = "annotations/{split}/*"
+    config.data.train_split = "training"
+    config.data.eval_split = "validation"
+    config.data.reduce_zero_label = True  # 0 is ignored, all others count one less.
+    config.data.ignore = ()  # More labels, as they are stored, that are ignored.
     config.data.classes = 150
     config.data.train_examples = ADE20K
     config.init_from = ""  # Workdir or file of an encoder, or of a segmentor.
     config.model = common.segmentor(size)
     config.augment = ConfigDict()
+    config.augment.fit = (512, 2048)  # Shorter, longer side at most, times the scale.
+    config.augment.scale = (0.5, 2.0)
+    config.augment.crop_share = 0.75  # One class covers less of a crop; 1: any crop.
+    config.augment.crop_tries = 10  # Until one is found; the next is taken as it is.
     config.augment.flip = 0.5  # Chance of a horizontal flip.
     config.augment.photometric = 0.5  # Chance of each of four changes of colour.
     config.loss = ConfigDict()
@@ -45,8 +56,43 @@ def task(size, lr=1e-4, layer_decay=0.65):
     return config
 
 
+def camvid(config):
+    """CamVid's SegNet split: 11 classes, 480 x 360. Ours, for nothing is published."""
+    steps_per_epoch = 367 // config.batch
+    config.total_steps = 4000
+    config.eval_epochs = 400 / steps_per_epoch
+    config.checkpoint.every = 400
+    config.optim.warmup_epochs = 200 / steps_per_epoch
+    config.data.images = "{split}/*"
+    config.data.labels = "{split}annot/*"
+    config.data.train_split = "train"
+    config.data.eval_split = "val"
+    config.data.reduce_zero_label = False
+    config.data.ignore = (11,)
+    config.data.classes = 11
+    config.data.class_list = "camvid"
+    config.data.train_examples = 367
+    config.augment.fit = config.inference.fit = (352, 480)
+    config.inference.stride = (235, 235)
+    config.model.image_size = (352, 352)
+    if "teacher" in config:
+        config.teacher.model.image_size = (352, 352)
+
+
+def on(config, data):
+    """The recipe on a set of another name."""
+    if data not in DATA:
+        raise ValueError(
+            f"recipe argument data={data!r} is not known; known: {', '.join(DATA)}"
+        )
+    DATA[data](config)
+    return config
+
+
+DATA = {"ade20k": lambda config: None, "camvid": camvid}
+
+
 def recipe(args):
     """Fine-tuning: the teacher (b16, l16), and students without distillation."""
-    if args.model == "l16":
-        return task(args.model, lr=2e-5, layer_decay=0.95)
-    return task(args.model)
+    rates = dict(lr=2e-5, layer_decay=0.95) if args.model == "l16" else {}
+    return on(task(args.model, **rates), args.data or "ade20k")

@@ -3,7 +3,8 @@
 """Specific distillation for semantic segmentation, stage 2 of G2SD.
 
     g2sd train --config=specific_seg:student=s16 --workdir=runs/seg_s \\
-        --config.init_from=runs/gd_s --config.teacher.checkpoint=runs/seg_b
+        --config.init_from=runs/gd_s --config.teacher.checkpoint=runs/seg_b \\
+        --config.data.path=ADEChallengeData2016
 
 Published mIoU on ADE20K: ViT-S 48.0 %, ViT-Ti 44.5 %; started from the student's own
 masked autoencoder instead (MAE ms), ViT-S 44.9 %, ViT-Ti 42.0 %.
@@ -15,7 +16,8 @@ from configs import common, segmentation
 
 
 def get_config(arguments=""):
-    args = common.arguments(arguments, student="s16", teacher="b16", loss="cwd")
+    known = dict(student="s16", teacher="b16", loss="cwd", data="ade20k")
+    args = common.arguments(arguments, **known)
     config = segmentation.task(args.student)
     config.stage = "specific_seg"
     config.teacher = ConfigDict()
@@ -28,4 +30,4 @@ def get_config(arguments=""):
     if args.loss == "kl":
         config.distill.weight = 10.0
         config.distill.reduction = "mean"  # Over all elements (published), batch, sum.
-    return common.smoke(config, args)
+    return common.smoke(segmentation.on(config, args.data), args)

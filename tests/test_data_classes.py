@@ -93,7 +93,9 @@ def test_sources_without_names_and_missing_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"labels 0..3, but 3 classes"):
         classes.mapped(config, SOURCE, LABELS + LABELS // 2, "the set")
     config.data.class_list = "imagenet21k"
-    with pytest.raises(ValueError, match=r"cannot be read .* or one of imagenet1k"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read .* or one of camvid, imagenet1k"
+    ):
         classes.mapped(config, SOURCE, LABELS, "the set")
 
 

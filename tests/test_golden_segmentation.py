@@ -14,7 +14,7 @@ import safetensors.numpy
 import golden_files
 from g2sd_jax import checkpoint, optim, recipes, stages
 from g2sd_jax import step as stepping
-from g2sd_jax.data import geometry
+from g2sd_jax.data import crops, geometry
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import pyramid, upernet, vit
 from g2sd_jax.ops import label_maps, photometric, relative, resize
@@ -767,6 +767,20 @@ def test_pipeline_resize(pipeline):
         assert np.abs(got - wanted["resize_img"]).max() <= 1
         got = geometry.resize_labels(label, size)
         np.testing.assert_array_equal(got, wanted["resize_label"])
+
+
+def test_pipeline_crop(pipeline):
+    size = tuple(pipeline["config/crop_size"].tolist())
+    share = given(pipeline, "cat_max_ratio")
+    for case in cases(pipeline):
+        wanted = under(pipeline, f"output/{case}")
+        offsets = pipeline[f"config/{case}/crop_offset_draws_yx"]
+        chosen = crops.varied(wanted["resize_label"], size, offsets, share)
+        assert chosen + 1 == wanted["crop_draws_used"], case
+        y, x = offsets[chosen]
+        for name in ("img", "label"):
+            got = wanted[f"resize_{name}"][y : y + size[0], x : x + size[1]]
+            np.testing.assert_array_equal(got, wanted[f"crop_{name}"])
 
 
 def on_canvas(picture, canvas, fill):

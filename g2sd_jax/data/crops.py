@@ -4,11 +4,13 @@
 
 import math
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
 PUBLISHED = 0.875, 224  # Share of the shorter side, up to this input size; whole above.
 PURPOSE = zlib.crc32(b"crop")
+SCALED = zlib.crc32(b"scaled crop")  # Its draws depend on no other crop's.
 
 
 def training_box(size, config, epoch, index):
@@ -29,9 +31,9 @@ def training_box(size, config, epoch, index):
     )
 
 
-def uniforms(seed, epoch, index, count):
+def uniforms(seed, epoch, index, count, purpose=PURPOSE):
     """[count] floats in [0, 1) of one example in one epoch, and of nothing else."""
-    bits = np.random.Philox(key=[seed, PURPOSE], counter=[0, 0, index, epoch])
+    bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, index, epoch])
     return np.random.Generator(bits).random(count)
 
 
@@ -140,3 +142,62 @@ def eighths(box, wanted, canvas):
             left = min(s * part / 8 / t for s, t in zip(box[2:], wanted, strict=True))
             return part if left >= least else None
     return None
+
+
+class Scaled(NamedTuple):
+    """What is random of a scaled crop."""
+
+    ratio: float  # Of the box that the whole picture is fitted into.
+    places: np.ndarray  # [crop_tries + 1, 2] in [0, 1): offsets as shares of the room.
+
+
+def scaled_draws(config, epoch, index) -> Scaled:
+    """The draws of an example in an epoch, by `config.augment`."""
+    augment = config.augment
+    count = 3 + 2 * augment.crop_tries
+    drawn = uniforms(config.seed, epoch, index, count, SCALED)
+    low, high = augment.scale
+    return Scaled(low + (high - low) * drawn[0], drawn[1:].reshape(-1, 2))
+
+
+def check_scaled(augment):
+    """Refuses what no scaled crop can be made of."""
+    sides, scale = tuple(augment.fit), tuple(augment.scale)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(
+            f"config.augment.fit={sides}: give two positive sides in pixels."
+        )
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise ValueError(
+            f"config.augment.scale={scale}: give the lowest and the highest ratio, "
+            "both above 0."
+        )
+    if not 0 < augment.crop_share <= 1 or augment.crop_tries < 0:
+        raise ValueError(
+            f"config.augment.crop_share={augment.crop_share} is more than 0 and at "
+            f"most 1 (any crop will do), crop_tries={augment.crop_tries} at least 0."
+        )
+
+
+def room(size, wanted) -> np.ndarray:
+    """[2] how far the top left of a crop may lie from that of its picture."""
+    return np.maximum(np.subtract(size, wanted), 0)
+
+
+def varied(label_map, size, offsets, share) -> int:
+    """The number, from 0, of the first crop in which no class takes too much.
+
+    Args:
+        label_map: [H, W] uint8, 255 ignored.
+        size: (height, width) of the crops; beyond the map there is nothing.
+        offsets: [n, 2] their top left corners, in the order they are tried; the last
+            one is taken unchecked.
+        share: one class of at least two has to cover less of what is not ignored; 1
+            takes the first crop.
+    """
+    for number, (y, x) in enumerate(offsets[:-1] if share < 1 else ()):
+        part = label_map[y : y + size[0], x : x + size[1]]
+        counts = np.bincount(part.ravel(), minlength=256)[:255]
+        if counts.max() < share * counts.sum():  # So there are two.
+            return number
+    return len(offsets) - 1 if share < 1 else 0

@@ -182,6 +182,16 @@ class Folder:
             found = parted(config, split, found, found, self._path)
         return found, "CLASS/" if parting else f"{split}/CLASS/"
 
+    def files(self, top):
+        """{path beneath a folder: place} of the pictures in it, however deep."""
+        root = self._path / top
+        return {
+            os.path.relpath(path := os.path.join(folder, name), root): path
+            for folder, _, names in os.walk(root, followlinks=True)
+            for name in names
+            if is_picture(name)
+        }
+
     @staticmethod
     def read(place):
         with open(place, "rb") as file:
@@ -258,6 +268,23 @@ class Tar:
                 f"{', '.join(sorted(above))}; pack one of them."
             )
         return found, "CLASS/" if parting else f"{split}/CLASS/"
+
+    def files(self, top):
+        """{path beneath a folder: place} of the pictures in it, however deep."""
+        found, above = {}, set()
+        for name, place in self._members:
+            before, inside, beneath = f"/{name}".partition(
+                f"/{top}/".replace("//", "/")
+            )
+            if place and inside:
+                found[beneath] = place
+                above.add(before.strip("/") or ".")
+        if len(above) > 1:
+            raise ValueError(
+                f"{self._path} holds {top!r} in several places: "
+                f"{', '.join(sorted(above))}; pack one of them."
+            )
+        return found
 
     def read(self, place):
         if self._packed:

@@ -26,18 +26,28 @@ def reduce_zero(label_map):
     return np.where(label_map == 255, 255, label_map - np.uint8(1))
 
 
-def resize_image(image, size):
-    """Bilinear, half-pixel centres, no antialias: [H, W, C] uint8 -> [*size, C]."""
+def resize_image(image, size, part=None):
+    """Bilinear, half-pixel centres, no antialias: [H, W, C] uint8 -> [*size, C].
+
+    Args:
+        image: the picture.
+        size: (height, width) it gets.
+        part: (y, x, height, width) of the result, if no more of it is wanted.
+    """
+    y, x, height, width = (0, 0, *size) if part is None else part
     if image.shape[:2] == tuple(size):
-        return image
-    image = image.astype(np.float32)
-    for axis, new in enumerate(size):
+        return image[y : y + height, x : x + width]
+    wanted = zip(size, (y, x), (height, width), strict=True)
+    for axis, (new, start, count) in enumerate(wanted):
         old = image.shape[axis]
-        centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+        places = np.arange(start, start + count)
+        centre = np.maximum((places + 0.5) * old / new - 0.5, 0)
         low = np.minimum(centre.astype(int), old - 1)
         share = (centre - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
         upper = image.take(np.minimum(low + 1, old - 1), axis=axis)
-        low = image.take(low, axis=axis)
+        low, upper = (
+            pixels.astype(np.float32) for pixels in (image.take(low, axis=axis), upper)
+        )
         image = low + (upper - low) * share
     return (image + 0.5).astype(np.uint8)
 

@@ -30,41 +30,18 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
     held = held._replace(classes=mapped.names, labels=mapped.labels)
     if config.data.classes:
         datasets.check_labels(held.labels, config.data.classes, held.origin)
-    workers = threads.workers(config)
-    pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
-    limit = config.data.limit
-    count = held.count if limit is None else min(held.count, limit)
     training, evaluating = Training(config), Evaluating(config)
+    fill = filling(config, held, split)
 
     def fetch(indices, epoch=None):
         frames = evaluating if epoch is None else training
         batch = frames.empty(len(indices))
-        used = np.array(indices, np.int32)
-        valid = np.ones(len(used), bool)
 
-        def fill(rows):
-            for row in rows:
-                found = read(row, int(used[row]))
-                valid[row] = found is not None
-                used[row] = used[row] if found is None else found
+        def place(row, index):
+            picture = decoder.opened(held.read(index), config.model.channels)
+            frames.place(batch, row, picture, epoch, index)
 
-        def read(row, index):
-            """The example that fills the row: the next one for one that is bad."""
-            for at in ((index + step) % count for step in range(count)):
-                try:
-                    picture = decoder.opened(held.read(at), config.model.channels)
-                    frames.place(batch, row, picture, epoch, at)
-                    return at
-                except (OSError, decoder.Unreadable) as error:
-                    failures.note(config, split, count, at, held.name(at), error)
-                    if epoch is None:
-                        return None  # Another one's answer must not count twice.
-            raise ValueError(f"{held.origin}: none of {count} examples can be read.")
-
-        step = max(1, min(CHUNK, -(-len(used) // workers)))
-        parts = [range(len(used))[at : at + step] for at in range(0, len(used), step)]
-        for _ in pool.map(fill, parts):  # Raises what a thread raised.
-            pass
+        used, valid = fill(indices, place, epoch is not None)
         if held.labels is not None:
             batch["label"] = held.labels[used]
         return {**batch, "index": used, "valid": valid}
@@ -75,7 +52,7 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
         return classes.example(held.labels[index], mapped.among)
 
     return datasets.Dataset(
-        count,
+        counted(config, held),
         held.classes,
         fetch,
         original,
@@ -85,6 +62,58 @@ def dataset(config, held: encoded.Encoded, split) -> datasets.Dataset:
             config.data.eval_crop, config.model.image_size
         ),
     )
+
+
+def counted(config, held: encoded.Encoded) -> int:
+    """Examples that `config.data.limit` leaves."""
+    limit = config.data.limit
+    return held.count if limit is None else min(held.count, limit)
+
+
+def filling(config, held: encoded.Encoded, split):
+    """The loop that fills the rows of a batch, on threads and round what is broken.
+
+    Args:
+        config: the whole recipe.
+        held: the files; only their names are used here.
+        split: their name in the list of bad examples.
+    Returns:
+        (indices [b], place, replacing) -> (used [b] int32, valid [b]). `place(row,
+        index)` fills a row, or raises OSError or `Unreadable`: then the next example
+        is tried if `replacing`, else the row is not valid.
+    """
+    workers, count = threads.workers(config), counted(config, held)
+    pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
+
+    def fill(indices, place, replacing):
+        used = np.array(indices, np.int32)
+        valid = np.ones(len(used), bool)
+
+        def several(rows):
+            for row in rows:
+                found = one(row, int(used[row]))
+                valid[row] = found is not None
+                used[row] = used[row] if found is None else found
+
+        def one(row, index):
+            """The example that fills the row: the next one for one that is bad."""
+            for at in ((index + step) % count for step in range(count)):
+                try:
+                    place(row, at)
+                    return at
+                except (OSError, decoder.Unreadable) as error:
+                    failures.note(config, split, count, at, held.name(at), error)
+                    if not replacing:
+                        return None  # Another one's answer must not count twice.
+            raise ValueError(f"{held.origin}: none of {count} examples can be read.")
+
+        step = max(1, min(CHUNK, -(-len(used) // workers)))
+        parts = [range(len(used))[at : at + step] for at in range(0, len(used), step)]
+        for _ in pool.map(several, parts):  # Raises what a thread raised.
+            pass
+        return used, valid
+
+    return fill
 
 
 class Training:

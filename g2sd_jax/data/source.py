@@ -17,9 +17,12 @@ SOURCES = {
     "digits": "g2sd_jax.data.digits",
     "fake": "g2sd_jax.data.fake",
     "folder": "g2sd_jax.data.folder",
+    "maps": "g2sd_jax.data.maps",
     "prepared": "g2sd_jax.data.prepared",
     "tfds:": "g2sd_jax.data.tfds_source",
 }
+
+LABELLED = ("maps", "fake")  # Sources with a label for every pixel.
 
 
 def load(config, split, evaluate=False) -> datasets.Dataset:
@@ -30,7 +33,9 @@ def load(config, split, evaluate=False) -> datasets.Dataset:
         split: `config.data.train_split` or `config.data.eval_split`.
         evaluate: True where the split is only judged, so that its size is free.
     """
-    dataset = module(config).load(config, split)
+    loading = module(config)
+    check_task(config)
+    dataset = loading.load(config, split)
     if config.data.limit is not None:
         dataset = dataset._replace(count=min(dataset.count, config.data.limit))
     check(config, split, dataset)
@@ -55,9 +60,33 @@ def encoded(config, split) -> encodeds.Encoded:
     if listed is None:
         raise ValueError(
             f"config.data.source={config.data.source!r} holds no picture files: what "
-            "lies in memory is not decoded."
+            "lies in memory is not decoded, and label maps are not read without what "
+            "they label."
         )
     return listed(config, split)
+
+
+def check_task(config):
+    """Refuses a source that has not got what the task is trained with."""
+    name, task = config.data.source, config.get("task")
+    if task == "segmentation" and name not in LABELLED:
+        why = "holds no label for every pixel"
+        if name.startswith("tfds:scene_parse150"):
+            why = (
+                "is declared with annotations that are pictures of 3 channels, not "
+                "with ADE20K's map of 150 classes"
+            )
+        raise ValueError(
+            f"config.data.source={name!r} {why}; config.task=segmentation reads a "
+            "folder of pictures and label maps, such as ADE20K's official one: "
+            "--config.data.source=maps --config.data.path=ADEChallengeData2016"
+        )
+    if name == "maps" and task != "segmentation":
+        raise ValueError(
+            f"config.data.source='maps' is for config.task=segmentation, not for "
+            f"{task or config.stage}; pictures alone are read with "
+            "--config.data.source=folder."
+        )
 
 
 def check(config, split, dataset):

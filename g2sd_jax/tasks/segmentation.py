@@ -135,7 +135,8 @@ def windows_of(config):
         hosts = jax.process_index(), jax.process_count()
         rows = config.batch // hosts[1]
         for _, examples in order.eval_batches(dataset(), config.batch, *hosts):
-            scenes = [sliding.Scene(example, plan) for example in examples]
+            # What cannot be read is {}.
+            scenes = [sliding.Scene(example, plan) for example in examples if example]
             windows = [(scene, at) for scene in scenes for at in scene.windows]
             mine = dict(rounds=np.int64(-(-len(windows) // rows)))
             everyone = parallel.gather_states(mine)

@@ -68,7 +68,7 @@ def encoded(config, split) -> encodeds.Encoded:
 
 def check_task(config):
     """Refuses a source that has not got what the task is trained with."""
-    name, task = config.data.source, config.get("task")
+    name, task = config.data.source, config.task if "task" in config else None
     if task == "segmentation" and name not in LABELLED:
         why = "holds no label for every pixel"
         if name.startswith("tfds:scene_parse150"):

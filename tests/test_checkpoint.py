@@ -223,39 +223,40 @@ def test_inspect_tells_states_apart_by_their_bits(manager, tmp_path, capsys):
     assert "g2sd inspect='" in capsys.readouterr().err
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow beyond a few bytes, as on a disk without space."""
+    """No file may grow beyond a few bytes, as on a disk without space.
+
+    Only inside: the test's own log may be a file as well.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
 
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_one_line(full_disk, tmp_path):
+def test_a_full_disk_is_one_line(tmp_path):
     each = checkpoint.Manager(str(tmp_path), keep=3)
     each.save(2, state(2), DESCRIBE)
     each.wait()
-    full_disk()
-    with pytest.raises(OSError, match=r"could not be written: .*space") as error:
-        each.save(4, state(4), DESCRIBE)
-        each.wait()
+    with full_disk():
+        with pytest.raises(OSError, match=r"could not be written: .*space") as error:
+            each.save(4, state(4), DESCRIBE)
+            each.wait()
+        with contextlib.suppress(OSError):  # It may say so again.
+            each.close()
     assert "\n" not in str(error.value)
-    with contextlib.suppress(OSError):  # It may say so again.
-        each.close()
     assert checkpoint.read_run(str(tmp_path), "key").step == 2
 
 
-def test_a_full_disk_stops_the_log_in_one_line(full_disk, tmp_path):
+def test_a_full_disk_stops_the_log_in_one_line(tmp_path):
     lines = metrics.Lines(tmp_path / "metrics.jsonl", 0)
-    full_disk()
-    with pytest.raises(OSError, match=r"metrics.jsonl can not be written: File too"):
+    written = r"metrics.jsonl can not be written: File too"
+    with full_disk(), pytest.raises(OSError, match=written):
         for step in range(9):
             lines.write(step, {"loss": 1.0})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     lines.close()
 
 

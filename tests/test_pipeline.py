@@ -382,7 +382,8 @@ def test_one_per_cent_trains_and_resumes_as_if_never_stopped(
 
 def test_sixty_per_cent_stop(many, tmp_path):
     spoil(many, [f"train/{c}/{i}.jpg" for c in "ab" for i in range(29)])
-    with pytest.raises(ValueError, match=r"2 of 96 [^;]*max_bad_share=0.02 allows"):
+    # The second is too many; another thread may have met a third before it was told.
+    with pytest.raises(ValueError, match=r"[2-9] of 96 [^;]*=0.02 allows"):
         train.run(run_config(many), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -75,7 +75,7 @@ def base():
     config.data.eval_crop = placeholder(float)  # None: 0.875 up to 224 pixels, else 1.
     config.data.max_bad_share = 0.02  # Of unreadable examples, beyond which a run ends.
     config.data.workers = placeholder(int)  # Threads; None: one per core.
-    config.data.prefetch = 2  # Batches that lie ready on the device, ahead of the step.
+    config.data.prefetch = 2  # Batches read ahead, and as many ready on the device.
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left.
     config.scan = True  # One compiled block, looped; False unrolls.

@@ -105,6 +105,7 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     program = stepping.build(config, stage, mesh, example)
     frozen = shapes.of_frozen(stage, config, mesh)
     given = (program.state, frozen, example, shapes.key_of(mesh))
+    given += (shapes.of_going(config, mesh),)
     compiled = compile_or_refusal(program.step, given, where)
     held = dict(
         parameters=program.state.params,

@@ -51,6 +51,14 @@ def of_frozen(stage, config, mesh):
     return jax.tree.map(parallel.placed_shape, shapes, parallel.shardings(shapes, mesh))
 
 
+def of_going(config, mesh):
+    """Whether the step before was finite, which a run asks where it stops at one."""
+    if config.nonfinite.policy == "skip":
+        return None
+    finite = jax.ShapeDtypeStruct((), bool)
+    return parallel.placed_shape(finite, parallel.replicated(mesh))
+
+
 def key_of(mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
     return parallel.placed_shape(key, parallel.replicated(mesh))

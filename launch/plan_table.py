@@ -66,7 +66,9 @@ def plan(folder: pathlib.Path, recipe: str, topology: str, changes: str) -> dict
     out = folder / f"{name}.json"
     if not out.exists():
         command = [sys.executable, "-m", "g2sd_jax.cli", "plan", f"--config={recipe}"]
-        command += [f"--topology={topology}", f"--out={out}"]
+        command += [f"--topology={topology}", f"--out={out}", "--no-eval"]
+        if "seg" not in recipe:  # As files send pictures: on canvases, with boxes.
+            command += ["--config.data.source=folder"]
         command += [f"--config.{change}" for change in changes.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         told = done.stdout if out.exists() else done.stderr

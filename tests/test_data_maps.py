@@ -102,6 +102,15 @@ def test_training_crops_are_those_of_the_whole_resized_picture(tmp_path):
     assert padded
 
 
+def test_invented_batches_are_laid_out_as_real_ones(tmp_path):
+    config = recipe(files.write(tmp_path, pairs()))
+    real = source.load(config, "training").fetch(np.arange(2), 0)
+    invented = source.invented(config, 2)
+    for name, held in invented.items():
+        assert (held.shape, held.dtype) == (real[name].shape, real[name].dtype), name
+    assert {*real} == {*invented, "index", "valid"}
+
+
 def test_draws_depend_on_seed_epoch_and_example_alone(tmp_path):
     path = files.write(tmp_path, pairs())
     dataset = source.load(recipe(path), "training")

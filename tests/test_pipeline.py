@@ -52,6 +52,20 @@ def opened(path, split="train", **data):
     return held, pipelines.dataset(files.recipe(path, **data), held, split)
 
 
+def layout(batch):
+    return {name: (held.shape, held.dtype) for name, held in batch.items()}
+
+
+@pytest.mark.parametrize("canvas", [1.75, 0.0])
+def test_invented_batches_are_laid_out_as_real_ones(path, canvas):
+    config = files.recipe(path, canvas=canvas)
+    _, real = opened(path, canvas=canvas)
+    drawn = real.fetch(np.arange(3), 0)
+    del drawn["index"], drawn["valid"]
+    assert layout(source.invented(config, 3)) == layout(drawn)
+    assert layout(drawn)["image"][0] == ((3, 42, 28, 3) if canvas else (3, 24, 16, 3))
+
+
 def same(a, b):
     assert a.keys() == b.keys()
     for key in a:

@@ -177,7 +177,7 @@ def planned():
     @functools.cache
     def make(stage, batch=16, fsdp=1, evaluate=False):
         mesh = dict(data=-1, fsdp=fsdp)
-        config = shapes.without_data(runs.small(stage, batch=batch, mesh=mesh))
+        config = shapes.without_weights(runs.small(stage, batch=batch, mesh=mesh))
         # On CPUs crops are made in a loop over the batch, which has to be gathered.
         config.augment.crop_area = ()
         with pytest.MonkeyPatch.context() as patch:
@@ -215,6 +215,20 @@ def test_memory_is_told_by_what_holds_it(planned):
     for name in ("parameters", "optimiser", "teacher"):
         assert held[name] / 4 <= less[name] < held[name] / 3
     assert less["batch"] == held["batch"]
+
+
+def test_pictures_of_files_are_planned_on_their_canvas(planned):
+    held = planned("generic_distill")["memory"]["bytes_per_device"]
+    config = shapes.without_weights(runs.small("generic_distill"))
+    config.data.source, config.augment.crop_area = "folder", ()
+    figures = plan.plan(config, topology.here(config), evaluate=True)
+    sent = figures["batch_shapes"]
+    assert sent["image"] == [16, 28, 28, 3] and sent["crop"] == [16, 4]
+    found = figures["memory"]["bytes_per_device"]
+    # Two examples on each of eight devices: wider pictures, and four floats.
+    assert found["batch"] - held["batch"] == 2 * (3 * (28**2 - 16**2) + 16)
+    # Two are ready, and the step before keeps its own.
+    assert found["waiting"] == 3 * found["batch"]
 
 
 @pytest.mark.parametrize("stage", ["finetune", "linprobe"])
@@ -298,7 +312,7 @@ def test_plan_for_a_tpu_that_is_not_here():
     # One device per chip, four chips a host.
     assert (len(found.devices), found.hosts) == (8, 2)
     config = runs.small("pretrain", compute_dtype="bfloat16")
-    figures = plan.plan(shapes.without_data(config), found, evaluate=False)
+    figures = plan.plan(shapes.without_weights(config), found, evaluate=False)
     assert figures["memory"]["fits"]
     extra = figures["collectives"]["kinds"]["all-reduce"]["elements"]
     assert 0 < extra - figures["parameters"] < 10

@@ -22,6 +22,8 @@ ACCEPTED = (
     ".tar.gz or .tgz of such a folder; {split} in the path stands for the split"
 )
 
+frames = pipeline.Training  # What a training batch is laid out in.
+
 
 def load(config, split) -> datasets.Dataset:
     """One split of `config.data.path`, decoded as it is needed."""

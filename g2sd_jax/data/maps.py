@@ -196,3 +196,6 @@ class Crops:
         batch["image"][row, :height, :width] = part
         batch["label_map"][row, :height, :width] = label_map
         batch["image_size"][row] = height, width
+
+
+frames = Crops  # What a training batch is laid out in.

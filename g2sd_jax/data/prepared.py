@@ -19,6 +19,8 @@ UNFINISHED = "unfinished.json"
 LAYOUT = 1
 AGAIN = "run the same `g2sd prepare` again, which makes what is missing."
 
+frames = pipeline.Training  # What a training batch is laid out in.
+
 
 def load(config, split) -> datasets.Dataset:
     """One split of the copy at `config.data.path`, decoded as it is needed."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import encoded as encodeds
+from g2sd_jax.data import fake
 
 # Name -> the module whose `load(config, split)` it is, imported when it is used: small
 # sets in memory need neither TensorFlow nor a JPEG library.
@@ -42,6 +43,36 @@ def load(config, split, evaluate=False) -> datasets.Dataset:
     if split == config.data.train_split and not evaluate:
         check_count(config, split, dataset.count)
     return dataset
+
+
+def invented(config, count) -> dict:
+    """A training batch as `config.data.source` lays it out, of which nothing is read.
+
+    Picture files come on a canvas and with boxes, label maps with sizes: invented ones
+    take in all there is. Sets in memory, whose size only their file tells, count as
+    pictures of the model's size.
+
+    Args:
+        config: the whole recipe.
+        count: examples in the batch.
+    """
+    frames = getattr(module(config), "frames", None)
+    layout = frames(config).empty(count) if frames else {}
+    size = tuple(config.model.image_size)
+    if frames:
+        size = layout["image"].shape[1:3]
+    examples = fake.dataset(
+        count,
+        size,
+        config.model.channels,
+        max(1, config.data.classes),
+        fake.task_of(config),
+    )
+    batch = examples.fetch(np.arange(count))
+    for name, whole in (("crop", (0, 0, *size)), ("image_size", size)):
+        if name in layout:
+            batch[name] = np.tile(np.array(whole, layout[name].dtype), (count, 1))
+    return batch
 
 
 def module(config):

@@ -21,6 +21,8 @@ from g2sd_jax.data import encoded, packs, pipeline, tfds_files, tfds_stream
 
 PREFIX = "tfds:"
 
+frames = pipeline.Training  # What a training batch is laid out in.
+
 
 def load(config, split) -> datasets.Dataset:
     """One split, decoded as it is needed."""

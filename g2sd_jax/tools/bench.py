@@ -20,12 +20,11 @@ import numpy as np
 
 from g2sd_jax import cli, core, parallel, recipes, stages, train, workdir
 from g2sd_jax import step as stepping
-from g2sd_jax.data import fake
+from g2sd_jax.data import source
 from g2sd_jax.models import layers
 from g2sd_jax.tools import bench_input, flops
 
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # Of the square matrices of the peak.
-CANVAS = "384x512"  # That pictures are augmented from, height first.
 LEAST_SECONDS, LEAST_STEPS = 5.0, 5
 
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--canvas",
         default="",
-        help=f"HEIGHTxWIDTH that --augment starts from, {CANVAS} without it",
+        help="HEIGHTxWIDTH that --augment starts from; the source's own without it",
     )
     parser.add_argument(
         "--input", action="store_true", help="measure how fast its pictures arrive"
@@ -63,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
         # Only now: it is built of this module's parts.
         part = importlib.import_module("g2sd_jax.tools.bench_augment")
         told = part.describe
-        figures = [part.measure(args.config, part.canvas_of(args.canvas or CANVAS))]
+        canvas = part.canvas_of(args.canvas) if args.canvas else None
+        figures = [part.measure(args.config, canvas)]
     elif args.input:
         told = bench_input.describe
         figures = [bench_input.measure(args.config, args.original, args.step)]
@@ -124,7 +124,7 @@ def measure(config, form: str, peak: float, trace: str = "") -> dict:
             for _ in range(3):
                 state, told = compiled(state, frozen, batch, keys["step"])
             jax.block_until_ready(told)
-    work = model_flops(stage, program.state, frozen, example)
+    work = model_flops(stage, program.state, frozen, prepared(config, example))
     rate = work * config.batch / seconds / 1e12
     return dict(
         stage=config.stage,
@@ -163,19 +163,18 @@ def untrained(config, form: str):
 def invented_batch(config) -> dict:
     """One host batch: a few invented examples, repeated."""
     few = min(config.batch, 8)
-    dataset = fake.dataset(
-        few,
-        config.model.image_size,
-        config.model.channels,
-        max(1, config.data.classes),
-        fake.task_of(config),
-    )
     rows = np.resize(np.arange(few), config.batch // jax.process_count())
-    examples = dataset.fetch(np.arange(few))
+    examples = source.invented(config, few)
     batch = {key: value[rows] for key, value in examples.items()}
     batch["valid"] = np.ones(len(rows), bool)
     batch["index"] = rows.astype(np.int32)
     return batch
+
+
+def prepared(config, batch) -> dict:
+    """The batch as the loss takes it for augmented: pictures in floating point."""
+    shape = len(batch["image"]), *config.model.image_size, config.model.channels
+    return {**batch, "image": np.zeros(shape, np.float32)}
 
 
 def compile_times(step, given) -> tuple[float, float, object]:
@@ -210,13 +209,16 @@ def time_steps(step, state, frozen, batch, key) -> tuple[float, core.TrainState]
     return statistics.median(seconds), state
 
 
-def model_flops(stage, state, frozen, example) -> float:
+def model_flops(stage, state, frozen, batch) -> float:
     """FLOPs of the matrix products of loss and gradient, per image.
 
-    Counted on pictures that are prepared already, so cropping is not counted.
+    Args:
+        stage: what is counted.
+        state: the training state, or its shapes.
+        frozen: what the loss needs besides, or its shapes.
+        batch: of `prepared`, so that cropping is not counted.
     """
-    count = len(example["valid"])
-    batch = {**example, "image": np.zeros(example["image"].shape, np.float32)}
+    count = len(batch["valid"])
     draws = jax.eval_shape(stage.draw, jax.random.key(0), batch)
     gradient = jax.value_and_grad(stage.loss, has_aux=True)
     step = jax.ShapeDtypeStruct((), jnp.int32)

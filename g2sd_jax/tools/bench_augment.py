@@ -23,12 +23,13 @@ def canvas_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def measure(config, canvas: tuple[int, int]) -> dict:
+def measure(config, canvas: tuple[int, int] | None = None) -> dict:
     """Times draws and `prepare` from a canvas, and the step without them, in turns.
 
     Args:
         config: the recipe, whose augmentation and model are measured.
-        canvas: (height, width) of what the host would send.
+        canvas: (height, width) of what the host would send; None: what the recipe's
+            source sends, its boxes too.
     """
     config = bench.untrained(config, "scan")
     mesh = parallel.make_mesh(config.mesh)
@@ -40,9 +41,12 @@ def measure(config, canvas: tuple[int, int]) -> dict:
     key = program.keys()["step"]
     state = program.start(program.init(program.keys()["init"]))
     # A picture in floating point counts as augmented: the step then only mixes.
-    ready = {**example, "image": np.zeros(example["image"].shape, np.float32)}
-    ready = parallel.to_global(ready, mesh)
-    full = parallel.to_global({**example, "image": canvases(config, canvas)}, mesh)
+    ready = parallel.to_global(bench.prepared(config, example), mesh)
+    sent = example
+    if canvas:  # Whose boxes the device draws.
+        sent = {name: example[name] for name in example if name != "crop"}
+        sent["image"] = canvases(config, canvas)
+    full = parallel.to_global(sent, mesh)
 
     @jax.jit
     def augment(batch, key, turn):
@@ -69,7 +73,7 @@ def measure(config, canvas: tuple[int, int]) -> dict:
         devices=mesh.size,
         dtype=config.compute_dtype,
         batch=config.batch,
-        canvas=list(canvas),
+        canvas=list(sent["image"].shape[1:3]),
         image_size=list(config.model.image_size),
         turns=len(seconds["step"]),
         augment_ms_per_image=1000 * augmenting / config.batch,

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--hours", type=float, help="how far the recipe gets in these")
     args = recipes.parse(parser, argv)
     budget.check(args)
-    config = shapes.without_data(args.config)
+    config = shapes.without_weights(args.config)
     where = topology.named(args.topology) if args.topology else topology.here(config)
     figures = plan(config, where, evaluate=not args.no_eval)
     figures["spec"] = args.spec
@@ -92,7 +92,7 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     """Compiles training and evaluation for every device; all figures but the recipe's.
 
     Args:
-        config: of `shapes.without_data`.
+        config: of `shapes.without_weights`.
         where: the devices.
         evaluate: compile the stage's evaluators too.
     """
@@ -107,6 +107,8 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     given = (program.state, frozen, example, shapes.key_of(mesh))
     given += (shapes.of_going(config, mesh),)
     compiled = compile_or_refusal(program.step, given, where)
+    # The feed's, and the one that the last step was made from (`nonfinite.Keeper`).
+    waiting = (config.data.prefetch + 1) * bytes_per_device(example)
     held = dict(
         parameters=program.state.params,
         optimiser=program.state.opt_state,
@@ -128,12 +130,18 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
         remat=config.remat,
         jax=jax.__version__,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
-        memory=memory(held, compiled, where.chip.memory),
+        source=config.data.source,
+        batch_shapes={key: list(leaf.shape) for key, leaf in example.items()},
+        memory=memory(held, compiled, where.chip.memory, waiting),
         flops_per_image=dict(asked=asked(config, stage, program.state, frozen)),
     )
     figures |= step_figures(compiled, figures, where)
     if evaluate:
-        figures["evaluation"] = evaluation(stage, config, mesh, program, frozen, where)
+        # The feed has gone on meanwhile.
+        waiting += bytes_per_device(example)
+        figures["evaluation"] = evaluation(
+            stage, config, mesh, program, frozen, where, waiting
+        )
     figures["sources"] = budget.sources(where)
     return figures
 
@@ -161,8 +169,15 @@ def refused_bytes(refusal: str) -> int:
     return int(float(said[1]) * 2 ** dict(K=10, M=20, G=30)[said[2]]) if said else 0
 
 
-def memory(held, compiled: Compiled, limit: float) -> dict:
-    """Bytes per device: what is kept between steps by name, and what a step adds."""
+def memory(held, compiled: Compiled, limit: float, waiting: int) -> dict:
+    """Bytes per device: what is kept between steps by name, and what a step adds.
+
+    Args:
+        held: name -> what the program is given.
+        compiled: the program.
+        limit: bytes of one device.
+        waiting: bytes of batches that lie on the device besides the program's own.
+    """
     found = {name: bytes_per_device(tree) for name, tree in held.items()}
     sizes = compiled.sizes()
     if sizes:
@@ -175,6 +190,7 @@ def memory(held, compiled: Compiled, limit: float) -> dict:
         )
     else:
         found["activations"] = refused_bytes(compiled.refusal)
+    found["waiting"] = waiting
     total = sum(found.values())
     fits = bool(sizes) and total <= limit
     found = dict(bytes_per_device=found, total=total, limit=limit, fits=fits)
@@ -194,9 +210,8 @@ def asked(config, stage, state, frozen) -> float:
     """FLOPs per image of the matrix products that the method asks for."""
     bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     state, frozen = jax.tree.map(bare, (state, frozen))
-    return bench.model_flops(
-        stage, state, frozen, bench.invented_batch(shapes.few(config))
-    )
+    batch = bench.invented_batch(shapes.few(config))
+    return bench.model_flops(stage, state, frozen, bench.prepared(config, batch))
 
 
 def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> dict:
@@ -219,9 +234,14 @@ def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> di
     )
 
 
-def evaluation(stage, config, mesh, program, frozen, where) -> dict:
-    """Memory per device of every evaluator's prediction."""
-    small = shapes.few(config)
+def evaluation(stage, config, mesh, program, frozen, where, waiting) -> dict:
+    """Memory per device of every evaluator's prediction.
+
+    Args:
+        stage, config, mesh, program, frozen, where: of the training step.
+        waiting: bytes of training batches that stay on a device meanwhile.
+    """
+    small = shapes.few(shapes.on_fakes(config))
     variables = program.state.variables
     found = {}
     for name, evaluator in stages.build(small).evaluators.items():
@@ -231,7 +251,7 @@ def evaluation(stage, config, mesh, program, frozen, where) -> dict:
         predict = jax.jit(predict, out_shardings=parallel.batch_sharding(mesh))
         compiled = compile_or_refusal(predict, (variables, frozen, batch), where)
         held = dict(parameters=variables, teacher=frozen, batch=batch)
-        row = memory(held, compiled, where.chip.memory)
+        row = memory(held, compiled, where.chip.memory, waiting)
         # The optimiser stays on the device meanwhile.
         row["total"] += bytes_per_device(program.state.opt_state)
         row["fits"] &= row["total"] <= row["limit"]

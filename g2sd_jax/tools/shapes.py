@@ -10,16 +10,23 @@ from g2sd_jax.models import layers
 FEW = 2  # Examples that are really made, to learn a batch's shapes.
 
 
-def without_data(config):
-    """The recipe without data and without weights, its length as it was."""
+def without_weights(config):
+    """The recipe with untrained networks, its length as it was."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.source = "fake"  # For the shapes of an evaluation batch.
         if "init_from" in config:
             config.init_from = ""
         for group in ("teacher", "encoder"):
             if group in config:
                 config[group].checkpoint = "random:0"
+    return config
+
+
+def on_fakes(config):
+    """The recipe on invented examples, for the shapes of an evaluation batch."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.source = "fake"
     return config
 
 

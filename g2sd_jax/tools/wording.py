@@ -63,6 +63,12 @@ def describe(figures: dict) -> str:
         "{batch} = {batch_per_device} x {devices} x {accumulate}, mesh {mesh}, "
         "scan={scan}, remat={remat}".format(**figures)
     ]
+    shapes = figures["batch_shapes"].items()
+    lines.append(
+        "  batch of config.data.source={!r}: {}".format(
+            figures["source"], ", ".join(f"{name} {shape}" for name, shape in shapes)
+        )
+    )
     memory = figures["memory"]
     held = memory["bytes_per_device"].items()
     lines.append(

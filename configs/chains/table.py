@@ -27,22 +27,24 @@ ROWS = (
 )
 
 
-def chain(title, note, recipes, seeds):
+def chain(title, note, recipes, seeds, links=LINKS, rows=ROWS):
     """A chain config.
 
     Args:
         title: of the report.
         note: a paragraph of the report: what its numbers can and can not say.
-        recipes: {step of LINKS: ("recipe:arguments", overrides)}.
+        recipes: {step of `links`: ("recipe:arguments", overrides)}.
         seeds: fixed before anything is trained; none is chosen by its result.
+        links: {step: the keys that tie it to earlier ones}, in the order they run.
+        rows: of the report's table, the teacher first.
     """
-    config = ConfigDict(dict(title=title, note=note, seeds=tuple(seeds), rows=ROWS))
+    config = ConfigDict(dict(title=title, note=note, seeds=tuple(seeds), rows=rows))
     config.cache_dir = placeholder(str)  # Compiled programs; None: WORKDIR/cache.
     config.progress = True
     config.reconstructions = "teacher_mae"  # The step whose guesses are drawn.
     config.steps = tuple(
-        (name, recipes[name][0], {**recipes[name][1], **links})
-        for name, links in LINKS.items()
+        (name, recipes[name][0], {**recipes[name][1], **tied})
+        for name, tied in links.items()
     )
     return config
 

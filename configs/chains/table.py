@@ -47,7 +47,16 @@ def chain(title, note, recipes, seeds):
     return config
 
 
-def published(args, student, teacher, shared, changes=None):
+# What a task's recipes are called, of a model and of two.
+CLASSIFICATION = ("finetune:", "specific_cls:")
+
+
+def segmentation(data):
+    """The same of semantic segmentation, on a set of `configs.segmentation.DATA`."""
+    return f"finetune:task=segmentation,data={data},", f"specific_seg:data={data},"
+
+
+def published(args, student, teacher, shared, changes=None, task=CLASSIFICATION):
     """The published recipes as {step: (recipe, overrides)}.
 
     Args:
@@ -57,17 +66,19 @@ def published(args, student, teacher, shared, changes=None):
         teacher: the same.
         shared: overrides of every step, such as where the data are.
         changes: {step: further overrides}.
+        task: `CLASSIFICATION`, or `segmentation` of a set.
     """
+    finetune, specific = task
     both = f"student={student},teacher={teacher}"
     recipes = {
         "teacher_mae": f"pretrain:model={teacher}",
-        "teacher": f"finetune:model={teacher}",
+        "teacher": f"{finetune}model={teacher}",
         "student_mae": f"pretrain:model={student}",
         "student_generic": f"generic_distill:{both}",
-        "mae": f"finetune:model={student}",
-        "mae_ms": f"specific_cls:{both}",
-        "g2sd_generic": f"finetune:model={student}",
-        "g2sd": f"specific_cls:{both}",
+        "mae": f"{finetune}model={student}",
+        "mae_ms": f"{specific}{both}",
+        "g2sd_generic": f"{finetune}model={student}",
+        "g2sd": f"{specific}{both}",
     }
     changes = changes or {}
     short = ",smoke" * args.smoke + f",steps={args.steps}" * bool(args.steps)

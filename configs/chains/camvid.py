@@ -47,11 +47,11 @@ def get_config(arguments=""):
     shared = dict(compute_dtype="float32", scan=False, log_every=50)
     unlabelled = masked(args.pictures)
     generic = dict(teacher=dict(model=teacher), distill=dict(teacher_block=2))
-    learner = tuned(args.path, 1000) | dict(model=dict(student_seg, aux_width=32))
+    learner = tuned(args.path, 800) | dict(model=dict(student_seg, aux_width=32))
     answers = dict(teacher=dict(model=teacher_seg))
     changes = {
         "teacher_mae": unlabelled | dict(model=teacher),
-        "teacher": tuned(args.path, 2000) | dict(model=dict(teacher_seg, aux_width=64)),
+        "teacher": tuned(args.path, 1600) | dict(model=dict(teacher_seg, aux_width=64)),
         "student_mae": unlabelled | dict(model=student),
         "student_generic": unlabelled | dict(model=student) | generic,
         "mae": learner,
@@ -71,10 +71,10 @@ def masked(pictures):
     """What the masked stages say."""
     return dict(
         batch=32,
-        total_steps=1000,
+        total_steps=400,
         data=dict(path=pictures, classes=0, train_examples=EXAMPLES),
         optim=dict(lr=1.5e-3, warmup_epochs=5.0),
-        checkpoint=dict(every=500, keep=1),
+        checkpoint=dict(every=200, keep=1),
     )
 
 
@@ -86,10 +86,10 @@ def tuned(path, steps):
     return dict(
         batch=batch,
         total_steps=steps,
-        eval_epochs=500 / epoch,
+        eval_epochs=400 / epoch,
         data=dict(path=path),
         augment=sides,
         inference=dict(sides, stride=(64, 64)),
         optim=dict(lr=1e-3, layer_decay=0.9, warmup_epochs=100 / epoch),
-        checkpoint=dict(every=500, keep=1),
+        checkpoint=dict(every=200, keep=1),
     )

@@ -5,6 +5,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import common
+
 # Step: the keys that tie it to earlier steps, whose workdirs stand in braces.
 LINKS = {
     "teacher_mae": {},
@@ -83,7 +85,9 @@ def published(args, student, teacher, shared, changes=None, task=CLASSIFICATION)
     changes = changes or {}
     short = ",smoke" * args.smoke + f",steps={args.steps}" * bool(args.steps)
     if args.smoke:
-        shared, changes = {}, {}
+        # The teacher is trained as large as its students' recipes shrink it to.
+        teacher = dict(model=common.TINY_TEACHER)
+        shared, changes = {}, dict(teacher_mae=teacher, teacher=teacher)
         recipes = {
             name: recipe.replace("custom", "b16") for name, recipe in recipes.items()
         }

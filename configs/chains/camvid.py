@@ -45,13 +45,13 @@ def get_config(arguments=""):
         shape | head for shape, head in zip((TEACHER, STUDENT), HEADS, strict=True)
     )
     shared = dict(compute_dtype="float32", scan=False, log_every=50)
-    unlabelled = masked(args.pictures)
+    unlabelled = masked(args.pictures, 300)
     generic = dict(teacher=dict(model=teacher), distill=dict(teacher_block=2))
-    learner = tuned(args.path, 800) | dict(model=dict(student_seg, aux_width=32))
+    learner = tuned(args.path, 600) | dict(model=dict(student_seg, aux_width=32))
     answers = dict(teacher=dict(model=teacher_seg))
     changes = {
-        "teacher_mae": unlabelled | dict(model=teacher),
-        "teacher": tuned(args.path, 1600) | dict(model=dict(teacher_seg, aux_width=64)),
+        "teacher_mae": masked(args.pictures, 400) | dict(model=teacher),
+        "teacher": tuned(args.path, 1000) | dict(model=dict(teacher_seg, aux_width=64)),
         "student_mae": unlabelled | dict(model=student),
         "student_generic": unlabelled | dict(model=student) | generic,
         "mae": learner,
@@ -67,11 +67,11 @@ def get_config(arguments=""):
     )
 
 
-def masked(pictures):
+def masked(pictures, steps):
     """What the masked stages say."""
     return dict(
         batch=32,
-        total_steps=400,
+        total_steps=steps,
         data=dict(path=pictures, classes=0, train_examples=EXAMPLES),
         optim=dict(lr=1.5e-3, warmup_epochs=5.0),
         checkpoint=dict(every=200, keep=1),
@@ -86,7 +86,7 @@ def tuned(path, steps):
     return dict(
         batch=batch,
         total_steps=steps,
-        eval_epochs=400 / epoch,
+        eval_epochs=300 / epoch,
         data=dict(path=path),
         augment=sides,
         inference=dict(sides, stride=(64, 64)),

@@ -219,6 +219,7 @@ def segmentor(size, image=512, **changes):
 
 
 TINY = dict(size="custom", patch=16, image_size=(96, 96), mlp_ratio=4.0)
+TINY_TEACHER = dict(width=256, depth=6, heads=4)
 
 
 def smoke(config, args):
@@ -246,7 +247,7 @@ def smoke(config, args):
             config.encoder.checkpoint = "random:0"
         if "teacher" in config:
             config.teacher.checkpoint = "random:0"
-            models.append((config.teacher.model, dict(width=256, depth=6, heads=4)))
+            models.append((config.teacher.model, TINY_TEACHER))
         for model, shape in models:
             model.update(TINY | shape)
             if "decoder" in model:

@@ -261,11 +261,27 @@ def test_effects_compare_what_the_table_has():
 
 def test_central_table_shares_and_units():
     rows = [row("teacher", 99.0, 97.0, params=2_500_000), row("MAE", 49.0, 49.0)]
-    lines = central.markdown(*central.table(rows)).split("\n")
+    lines = central.markdown(*central.table(rows, central.SCORES[0])).split("\n")
     assert lines[0].startswith("| method | params (M) |")
+    assert lines[0].endswith("| top-1 | each seed | share |")
     assert "| 2.50 | " in lines[2]
     assert "| 98.00 ± 1.41 | 99.0, 97.0 | 100.0 % |" in lines[2]
     assert lines[3].endswith("| 49.00 ± 0.00 | 49.0, 49.0 | 50.0 % |")
+
+
+def test_a_run_is_scored_by_what_its_task_is_judged_by(tmp_path):
+    for seed, done in enumerate(({"eval/mIoU": 31.0}, {"eval/mIoU": 33.0})):
+        folder = tmp_path / f"seed{seed}" / "teacher"
+        folder.mkdir(parents=True)
+        (folder / "DONE").write_text(json.dumps(done | {"eval/pixels": 7}))
+    assert central.scores_of(str(tmp_path), (0, 1), "teacher") == (31.0, 33.0)
+    score = central.score_of(str(folder))
+    assert (score.name, score.count) == ("mIoU", "eval/pixels")
+    header, _ = central.table([row("teacher", 31.0, 33.0)], score)
+    assert header[5] == "mIoU"
+    (folder / "DONE").write_text(json.dumps({"loss": 1.0}))
+    with pytest.raises(ValueError, match=r"none of eval/top1, eval/mIoU in its DONE"):
+        central.score_of(str(folder))
 
 
 def test_denormalise_undoes_the_target(rng):
@@ -296,7 +312,12 @@ def test_losses_of_a_short_run_are_drawn(tmp_path):
 def test_every_chain_shrinks(name, tmp_path):
     planned = chain.plan(recipes.load(f"{name}:smoke,steps=2"), str(tmp_path))
     assert len(planned) == 8
+    by_workdir = {step.workdir: step.config for step in planned}
     for step in planned:
+        if "teacher" in step.config:  # Its weights will fit.
+            taught = by_workdir[step.config.teacher.checkpoint].model
+            for key in ("width", "depth", "heads", "patch", "image_size"):
+                assert step.config.teacher.model[key] == taught[key], key
         assert step.config.total_steps == 2
         assert step.config.data.source in ("fake", "digits")
         assert step.config.compute_dtype == "float32"

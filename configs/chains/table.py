@@ -5,6 +5,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import common
+
 # Step: the keys that tie it to earlier steps, whose workdirs stand in braces.
 LINKS = {
     "teacher_mae": {},
@@ -49,7 +51,16 @@ def chain(title, note, recipes, seeds, links=LINKS, rows=ROWS):
     return config
 
 
-def published(args, student, teacher, shared, changes=None):
+# What a task's recipes are called, of a model and of two.
+CLASSIFICATION = ("finetune:", "specific_cls:")
+
+
+def segmentation(data):
+    """The same of semantic segmentation, on a set of `configs.segmentation.DATA`."""
+    return f"finetune:task=segmentation,data={data},", f"specific_seg:data={data},"
+
+
+def published(args, student, teacher, shared, changes=None, task=CLASSIFICATION):
     """The published recipes as {step: (recipe, overrides)}.
 
     Args:
@@ -59,22 +70,26 @@ def published(args, student, teacher, shared, changes=None):
         teacher: the same.
         shared: overrides of every step, such as where the data are.
         changes: {step: further overrides}.
+        task: `CLASSIFICATION`, or `segmentation` of a set.
     """
+    finetune, specific = task
     both = f"student={student},teacher={teacher}"
     recipes = {
         "teacher_mae": f"pretrain:model={teacher}",
-        "teacher": f"finetune:model={teacher}",
+        "teacher": f"{finetune}model={teacher}",
         "student_mae": f"pretrain:model={student}",
         "student_generic": f"generic_distill:{both}",
-        "mae": f"finetune:model={student}",
-        "mae_ms": f"specific_cls:{both}",
-        "g2sd_generic": f"finetune:model={student}",
-        "g2sd": f"specific_cls:{both}",
+        "mae": f"{finetune}model={student}",
+        "mae_ms": f"{specific}{both}",
+        "g2sd_generic": f"{finetune}model={student}",
+        "g2sd": f"{specific}{both}",
     }
     changes = changes or {}
     short = ",smoke" * args.smoke + f",steps={args.steps}" * bool(args.steps)
     if args.smoke:
-        shared, changes = {}, {}
+        # The teacher is trained as large as its students' recipes shrink it to.
+        teacher = dict(model=common.TINY_TEACHER)
+        shared, changes = {}, dict(teacher_mae=teacher, teacher=teacher)
         recipes = {
             name: recipe.replace("custom", "b16") for name, recipe in recipes.items()
         }

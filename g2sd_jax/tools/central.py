@@ -14,6 +14,21 @@ from g2sd_jax import core, recipes, train
 from g2sd_jax.tools import finished, speed
 
 
+class Score(NamedTuple):
+    """What a task is judged by, in %."""
+
+    key: str  # in DONE
+    name: str  # in tables
+    count: str  # in DONE: how many were judged
+    of: str  # and what those are
+
+
+SCORES = (
+    Score("eval/top1", "top-1", "eval/count", "held-out examples"),
+    Score("eval/mIoU", "mIoU", "eval/pixels", "pixels of held-out pictures"),
+)
+
+
 class Row(NamedTuple):
     """One method of the central table."""
 
@@ -22,11 +37,11 @@ class Row(NamedTuple):
     throughput: float  # images/s relative to the teacher's
     generic: str  # yes, no; – for the teacher
     specific: str
-    top1: tuple[float, ...]  # one per seed
+    scores: tuple[float, ...]  # one per seed
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.top1)
+        return statistics.fmean(self.scores)
 
 
 def rows(config: ConfigDict, workdir: str) -> tuple[list[Row], list[speed.Speed]]:
@@ -41,7 +56,7 @@ def rows(config: ConfigDict, workdir: str) -> tuple[list[Row], list[speed.Speed]
             models[i].params,
             speeds[i].relative,
             *(stages_behind(folders[i]) if i else ("–", "–")),
-            top1_of(workdir, config.seeds, step),
+            scores_of(workdir, config.seeds, step),
         )
         for i, (method, step) in enumerate(config.rows)
     ]
@@ -65,9 +80,23 @@ def stages_behind(workdir: str) -> tuple[str, str]:
     return said[start["stage"] == "generic_distill"], said[specific]
 
 
-def top1_of(workdir: str, seeds: Sequence[int], step: str) -> tuple[float, ...]:
-    done = [os.path.join(workdir, f"seed{seed}", step, train.DONE) for seed in seeds]
-    return tuple(read_json(path)["eval/top1"] for path in done)
+def scores_of(workdir: str, seeds: Sequence[int], step: str) -> tuple[float, ...]:
+    runs = [os.path.join(workdir, f"seed{seed}", step) for seed in seeds]
+    key = score_of(runs[0]).key
+    return tuple(read_json(os.path.join(run, train.DONE))[key] for run in runs)
+
+
+def score_of(workdir: str) -> Score:
+    """What the finished run in `workdir` was judged by."""
+    done = read_json(os.path.join(workdir, train.DONE))
+    found = [score for score in SCORES if score.key in done]
+    if not found:
+        raise ValueError(
+            f"{workdir} has none of {', '.join(score.key for score in SCORES)} in its "
+            f"{train.DONE}; config.rows of a chain are runs of classification or "
+            "segmentation."
+        )
+    return found[0]
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -93,7 +122,7 @@ def effects(rows: Sequence[Row]) -> list[str]:
 
 def effect(what: str, row: Row, other: Row) -> str:
     """What `row` has over `other`, seed by seed, and whether that says anything."""
-    gains = [a - b for a, b in zip(row.top1, other.top1, strict=True)]
+    gains = [a - b for a, b in zip(row.scores, other.scores, strict=True)]
     mean, deviation = statistics.fmean(gains), spread(gains)
     if deviation is None:
         verdict = "one seed cannot tell whether that is chance"
@@ -109,19 +138,19 @@ def effect(what: str, row: Row, other: Row) -> str:
     )
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
+def table(rows: Sequence[Row], score: Score) -> tuple[list[str], list[tuple[str, ...]]]:
     """Header and cells, as text."""
     scale, unit = (1e6, "M") if rows[0].params >= 1e6 else (1e3, "thousands")
-    header = f"method|params ({unit})|throughput|generic|specific|top-1|each seed|share"
-    return header.split("|"), [
+    header = ["method", f"params ({unit})", "throughput", "generic", "specific"]
+    return [*header, score.name, "each seed", "share"], [
         (
             row.method,
             f"{row.params / scale:.2f}",
             f"{row.throughput:.2f}x",
             row.generic,
             row.specific,
-            plus_minus(row.top1),
-            ", ".join(f"{top1:.1f}" for top1 in row.top1),
+            plus_minus(row.scores),
+            ", ".join(f"{score:.1f}" for score in row.scores),
             f"{100 * row.mean / rows[0].mean:.1f} %",
         )
         for row in rows

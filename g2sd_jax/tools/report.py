@@ -19,7 +19,7 @@ from g2sd_jax.tools import central, finished, page, plots, sections, speed
 
 SECONDS = "seconds.json"  # {step: seconds of training}, kept by `tools.chain`.
 CAPTION = (
-    "Top-1 in % of {examples} held-out examples: mean ± standard deviation over seeds "
+    "Scores are {score} in % of {examples} {of}: mean ± standard deviation over seeds "
     "{seeds}, then each seed. They were fixed beforehand; none was chosen by its "
     "result. Share: of the teacher's mean. Throughput: images/s of the jitted "
     "prediction, {batch} at a time, relative to the teacher's {speed}; the models took "
@@ -62,13 +62,17 @@ def write(config: ConfigDict, workdir: str, out: str = "") -> str:
     for name, sheet in sheets.items():
         sheet.savefig(os.path.join(workdir, f"{name}.png"))
     seconds = central.read_json(os.path.join(workdir, SECONDS))
-    examples = os.path.join(first, config.rows[0][1], train.DONE)
+    judged = os.path.join(first, config.rows[0][1])
+    score = central.score_of(judged)
     said = dict(
         title=config.title,
         note=config.note,
-        table=central.table(rows),
+        table=central.table(rows, score),
+        score=score,
         caption=CAPTION.format(
-            examples=central.read_json(examples)["eval/count"],
+            score=score.name,
+            examples=central.read_json(os.path.join(judged, train.DONE))[score.count],
+            of=score.of,
             seeds=", ".join(map(str, config.seeds)),
             batch=speeds[0].batch,
             speed=f"{speeds[0].images_per_s:,.0f}",
@@ -106,8 +110,9 @@ def chain_sections(config, workdir, said, sheets) -> list[page.Section]:
     first = f"seed{config.seeds[0]}"
     names = [name for name, *_ in config.steps]
     runs = {name: os.path.join(workdir, first, name) for name in names}
+    score = said["score"]
     made = (
-        f"Top-1: eval/top1 in {seeds}/STEP/DONE. Parameters: counted in the "
+        f"Scores: {score.key} in {seeds}/STEP/DONE. Parameters: counted in the "
         f"checkpoints of {first}. Throughput: measured when this page was made."
     )
     return [
@@ -118,7 +123,7 @@ def chain_sections(config, workdir, said, sheets) -> list[page.Section]:
         page.Section(
             "What each stage did",
             [
-                page.bullets(said["effects"], "Computed from the top-1 above."),
+                page.bullets(said["effects"], f"Computed from the {score.name} above."),
                 page.text(said["told_apart"]),
                 page.text(said["note"]),
             ],

@@ -50,7 +50,9 @@ def steps(short=0):
     _, student = known["student_mae"]
     raw = dict(target="raw")
     aligned = dict(
-        teacher=dict(model=digits.TEACHER | digits.TEACHER_DECODER, target="normalised"),
+        teacher=dict(
+            model=digits.TEACHER | digits.TEACHER_DECODER, target="normalised"
+        ),
         # Three quarters deep, as published; the student has half as many blocks.
         distill=dict(student_blocks=(1,), teacher_blocks=(2,)),
     )

@@ -29,6 +29,9 @@ SCORES = (
 )
 
 
+GENERIC = ("generic_distill", "dmae_distill")  # Stages that distil without a task.
+
+
 class Row(NamedTuple):
     """One method of the central table."""
 
@@ -77,7 +80,7 @@ def stages_behind(workdir: str) -> tuple[str, str]:
     start = recipes.of_run(config.init_from) if config.init_from else {"stage": "none"}
     said = {True: "yes", False: "no"}
     specific = config.stage.startswith("specific_")
-    return said[start["stage"] == "generic_distill"], said[specific]
+    return said[start["stage"] in GENERIC], said[specific]
 
 
 def scores_of(workdir: str, seeds: Sequence[int], step: str) -> tuple[float, ...]:

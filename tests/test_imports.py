@@ -23,7 +23,7 @@ CORE = {"", "core"}
 MATHS = CORE | {"ops", "losses"}
 MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
 MACHINE |= {"data", "step", "workdir", "feed", "clock", "summary"}
-MACHINE |= {"cluster", "nonfinite"}
+MACHINE |= {"cluster", "evaluation", "nonfinite"}
 TASKS = MACHINE | {"tasks"}
 TRAIN = TASKS | {"stages", "train", "recipes"}
 TOP = TRAIN | {"main", "cli", "tools"}
@@ -49,6 +49,7 @@ ALLOWED = {
     "feed": CORE,
     "clock": CORE,
     "summary": MACHINE,
+    "evaluation": CORE | {"parallel"},
     "tasks": TASKS,
     "stages": TASKS | {"stages"},
     "train": TRAIN,

@@ -158,6 +158,13 @@ def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
     return lookup(what, value, {name: name for name in allowed})
 
 
+def few(names: Iterable[str], most: int = 4) -> str:
+    """The first names in sorted order, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def require(config, where: str, keys: Iterable[str], because: str) -> None:
     """Refuses a recipe that lacks keys which the value of another one asks for.
 

@@ -12,6 +12,7 @@ from g2sd_jax import (
     checkpoint,
     cluster,
     core,
+    evaluation,
     metrics,
     nonfinite,
     parallel,
@@ -128,7 +129,7 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
     watch = Watch(policy, config, total, writer, clock, keeper)
     if known and not start:
         writer.write(0, known)
-    judge = evaluation(stage, mesh, writer, clock)
+    judge = evaluation.judge_of(stage, mesh, writer, clock)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
     stop = cluster.Stop()
     opened.callback(stop.close)
@@ -261,39 +262,3 @@ class Watch:
                 f"skip. g2sd replay {self._file} tells where it comes from."
             )
         metrics.say(f"step {step} is not finite ({said}): not applied; {self._file}")
-
-
-def evaluation(stage: core.Stage, mesh, writer, clock) -> Callable:
-    """(step, variables, frozen) -> metrics of every evaluator, logged."""
-    predicts = {
-        name: compiled(evaluator, mesh) for name, evaluator in stage.evaluators.items()
-    }
-
-    def judge(step, variables, frozen) -> dict:
-        found = {}
-        with clock.paused():
-            for name, evaluator in stage.evaluators.items():
-                predict = predicts[name]
-                state = fold(evaluator, predict, mesh, variables, frozen)
-                scores = evaluator.finish(state)
-                found |= {f"{name}/{key}": value for key, value in scores.items()}
-            if found:
-                writer.write(step, found)
-        return found
-
-    return judge
-
-
-def compiled(evaluator: core.Evaluator, mesh) -> Callable:
-    """The evaluator's `predict`, jitted."""
-    # Every output is split by rows only, or a host could not find its own again.
-    return jax.jit(evaluator.predict, out_shardings=parallel.batch_sharding(mesh))
-
-
-def fold(evaluator: core.Evaluator, predict: Callable, mesh, variables, frozen):
-    """The state after every example, of all hosts; `predict` is of `compiled`."""
-    state = evaluator.start()
-    for batch, examples in evaluator.batches():
-        outputs = predict(variables, frozen, parallel.to_global(batch, mesh))
-        state = evaluator.update(state, parallel.to_local(outputs), examples)
-    return evaluator.merge(parallel.gather_states(state))

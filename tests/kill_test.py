@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kills a tiny run again and again, and compares it with one nobody touched.
 
-    python tests/kill_test.py --stages=pretrain,finetune --kills=20 --terms=5 --seed=0
+    python tests/kill_test.py --stages=pretrain,specific_seg --kills=20 --terms=5
 
 SIGKILL comes at a random moment of a random step, while a checkpoint is being written,
 or while the run is still starting; SIGTERM has to end it with its own status. In the
-end parameters, optimiser and logged values have to be the same bits.
+end parameters, batch statistics, optimiser and logged values have to be the same bits.
 """
 
 import argparse
@@ -23,8 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import jax
+
 import pair
-from g2sd_jax import clock
+import runs
+from g2sd_jax import checkpoint, clock
 from g2sd_jax.tools import inspect
 
 # Every life is a process of its own, forked from one that has made the imports and
@@ -116,9 +119,10 @@ def leftovers(workdir: pathlib.Path) -> list[str]:
 def facts(run: Run) -> dict:
     """What two runs are compared by."""
     rows = map(json.loads, (run.workdir / "metrics.jsonl").read_text().splitlines())
-    told = inspect.run(str(run.workdir)).splitlines()
+    held = checkpoint.read_run(str(run.workdir), "--workdir", all_of_it=True)
     return dict(
-        digests=sorted(line for line in told if "sha256" in line),
+        arrays={part: len(jax.tree.leaves(tree)) for part, tree in held.state.items()},
+        digests=[line for line in inspect.facts(held) if "sha256" in line],
         rows=[{k: v for k, v in row.items() if k not in clock.TIMES} for row in rows],
         done=json.loads((run.workdir / "DONE").read_text()),
     )
@@ -159,7 +163,8 @@ def check(stage: str, kills: int, terms: int, seed: int, folder: pathlib.Path) -
     assert not leftovers(parts.workdir), leftovers(parts.workdir)
     expected = facts(whole)
     compare(stage, facts(parts), expected)
-    return dict(happened, steps=steps, rows=len(expected["rows"]))
+    arrays = {f"arrays of {part}": n for part, n in expected["arrays"].items()}
+    return dict(happened, steps=steps, rows=len(expected["rows"]), **arrays)
 
 
 def compare(stage: str, found: dict, expected: dict) -> None:
@@ -176,13 +181,19 @@ def reach(run: Run, step: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stages", required=True, help="separated by commas")
+    known = (*runs.STAGES, *runs.SEGMENTATION)
+    parser.add_argument(
+        "--stages", required=True, help=f"separated by commas, of {', '.join(known)}"
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--terms", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS="")
-    for stage in args.stages.split(","):
+    stages = args.stages.split(",")
+    for unknown in set(stages) - set(known):
+        parser.error(f"--stages: {unknown} is not among {', '.join(known)}")
+    for stage in stages:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             told = check(stage, args.kills, args.terms, args.seed, pathlib.Path(folder))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from g2sd_jax import core, parallel, recipes, train
+from g2sd_jax import core, evaluation, parallel, recipes
 from g2sd_jax.data import fake, geometry, order
 from g2sd_jax.tasks import classification, confusion
 
@@ -33,7 +33,7 @@ def judged(evaluator) -> dict:
     mesh = parallel.make_mesh(recipes.load("pretrain").mesh)
     stage = core.Stage(None, None, None, evaluators={"eval": evaluator})
     listener = Silent()
-    return train.evaluation(stage, mesh, listener, listener)(0, {}, {})
+    return evaluation.judge_of(stage, mesh, listener, listener)(0, {}, {})
 
 
 def folded(evaluator, hosts: int, batches) -> dict:

@@ -16,14 +16,14 @@ import pytest
 import safetensors.numpy
 
 import golden_files
-from g2sd_jax import checkpoint, core, optim, recipes, stages
+from g2sd_jax import core, optim, recipes, stages
 from g2sd_jax import step as stepping
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, mixup, patches, randaugment, resize
 from g2sd_jax.stages import generic_distill, linprobe
 from g2sd_jax.tasks import reconstruction
-from g2sd_jax.weights import torch_names
+from g2sd_jax.weights import graft, loading, torch_names
 from golden_files import agree, given, under
 
 # What the original keeps in a stage-1 student without training it.
@@ -75,8 +75,8 @@ def shapes_of(stage):
 
 def trained(config, stage, arrays, unbuilt=()):
     """The stage's parameters, strictly from PyTorch-named arrays."""
-    weights = checkpoint.Weights("the golden file", arrays, {})
-    variables = checkpoint.graft(
+    weights = loading.Weights("the golden file", arrays, {})
+    variables = graft.onto(
         shapes_of(stage), weights, grid=grid(config), dropped=unbuilt
     )
     return jax.tree.map(jnp.asarray, variables["params"])
@@ -114,7 +114,7 @@ def outputs(model, variables, *inputs):
 
 def agree_gradients(got, want, unbuilt=()):
     """Every wanted gradient; the key third of a qkv bias has none but rounding."""
-    for name in sorted(set(want) - checkpoint.matching(want, unbuilt)):
+    for name in sorted(set(want) - graft.matching(want, unbuilt)):
         agree_but_keys(got[name], want[name], f"gradient of {name}", 1e-6)
 
 
@@ -254,9 +254,9 @@ def generic_parts(config, arrays):
     parts = r"(decoder|mask_token|encoderfeature_pred|decoderfeature_pred)"
     unbuilt = {name for name in arrays if re.match(parts, name)} - set(names)
     if config.distill.feature and config.distill.encoder_feature:
-        assert unbuilt == checkpoint.matching(arrays, UNTRAINED) | {TABLES[1]}
+        assert unbuilt == graft.matching(arrays, UNTRAINED) | {TABLES[1]}
     elif config.distill.feature:
-        assert unbuilt == checkpoint.matching(arrays, UNBUILT) | {TABLES[1]}
+        assert unbuilt == graft.matching(arrays, UNBUILT) | {TABLES[1]}
     frozen = stage.trim(stage.frozen())
     return stage, trained(config, stage, arrays, [*map(re.escape, unbuilt)]), frozen
 
@@ -274,12 +274,12 @@ def test_generic_distillation_losses(generic_file, generic, tokens, gradients):
         want = under(generic_file, f"{gradients}/student")
         agree_gradients(grads, want, UNBUILT)
     if tokens == "all":
-        unbuilt = checkpoint.matching(want, UNBUILT)
+        unbuilt = graft.matching(want, UNBUILT)
         assert set(grads) == set(want) - unbuilt
         # Their loss has weight 0 in the original; nothing is missing here.
         assert all(np.all(want[name] == 0) for name in unbuilt)
         ungraded = set(generic_file["meta/params_without_grad"].tolist())
-        assert ungraded == checkpoint.matching(ungraded, UNTRAINED) | set(TABLES)
+        assert ungraded == graft.matching(ungraded, UNTRAINED) | set(TABLES)
         assert not ungraded & set(want)
 
 
@@ -610,8 +610,8 @@ def test_gd_train_steps(tmp_path):
         golden, config, stage, params, frozen, micros, terms
     )
     left = agree_after(golden, updates, got)
-    assert left - set(TABLES) == checkpoint.matching(left, UNBUILT)
-    for name in checkpoint.matching(left, UNTRAINED):
+    assert left - set(TABLES) == graft.matching(left, UNBUILT)
+    for name in graft.matching(left, UNTRAINED):
         np.testing.assert_array_equal(golden[f"output/param/{name}"], arrays[name])
 
 
@@ -727,7 +727,7 @@ def adamw(stem, make, unbuilt=()):
             # The gradients are the file's own, so there is nothing to be lenient with.
             assert np.abs(array - want[name]).max() < 1e-6, f"{name}, step {i}"
         left = set(want) - set(got) - set(TABLES)
-        assert left == checkpoint.matching(want, unbuilt)
+        assert left == graft.matching(want, unbuilt)
         for name in left:
             np.testing.assert_array_equal(want[name], arrays[name])
     for moment, ours in (("exp_avg", "mu"), ("exp_avg_sq", "nu")):
@@ -820,7 +820,7 @@ def test_param_groups_of_pretraining():
         config.distill.encoder_feature = 1.0
     built = torch_names.shapes(shapes_of(stages.build(config))["params"])
     names = said["names"].tolist()
-    assert set(names) - set(built) == checkpoint.matching(names, UNTRAINED)
+    assert set(names) - set(built) == graft.matching(names, UNTRAINED)
     assert set(built) <= set(names)
     assert set(said["frozen_names"].tolist()) == set(TABLES)
     groups = optim.hyper(config.optim, names)
@@ -1017,9 +1017,9 @@ def dmae(stem, tmp_path):
         shapes = jax.eval_shape(
             lambda key, whole=whole: mae.init(whole, key), jax.random.key(0)
         )
-        weights = checkpoint.Weights(stem, under(golden, f"param/{who}"), {})
+        weights = loading.Weights(stem, under(golden, f"param/{who}"), {})
         heads = (r"aligned_feature_projection_heads\..*",)
-        variables = checkpoint.graft(shapes, weights, grid=whole.grid, dropped=heads)
+        variables = graft.onto(shapes, weights, grid=whole.grid, dropped=heads)
         out = outputs(whole, variables, batch["image"], masking)
         for block, want in under(golden, f"output/{who}_feature").items():
             agree(out.taps[int(block)], want, f"{who} block {block}")
@@ -1201,7 +1201,7 @@ def init_stats(stem, kinds):
             torch_names.to_torch(init(jax.random.key(seed)), table_grid)
             for seed in range(SEEDS)
         ]
-        unbuilt = checkpoint.matching(names, UNTRAINED if kind == "gd_student" else ())
+        unbuilt = graft.matching(names, UNTRAINED if kind == "gd_student" else ())
         assert set(draws[0]) == set(names) - unbuilt
         for i, name in enumerate(names):
             if name in unbuilt:

@@ -12,14 +12,14 @@ import pytest
 import safetensors.numpy
 
 import golden_files
-from g2sd_jax import checkpoint, optim, recipes, stages
+from g2sd_jax import optim, recipes, stages
 from g2sd_jax import step as stepping
 from g2sd_jax.data import crops, geometry
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import pyramid, upernet, vit
 from g2sd_jax.ops import label_maps, photometric, relative, resize
 from g2sd_jax.tasks import confusion, sliding
-from g2sd_jax.weights import relative_tables, segmentors, torch_names
+from g2sd_jax.weights import graft, loading, relative_tables, segmentors, torch_names
 from golden_files import agree, given, under
 
 load = functools.partial(golden_files.load, folder="segmentation")
@@ -44,8 +44,8 @@ def without(prefix, arrays):
 def filled(module_init, arrays, grid=(1, 1)):
     """Variables of a module, strictly from PyTorch-named arrays."""
     shapes = jax.eval_shape(module_init, jax.random.key(0))
-    weights = checkpoint.Weights("the golden file", arrays, {})
-    return checkpoint.graft(shapes, weights, grid=grid)
+    weights = loading.Weights("the golden file", arrays, {})
+    return graft.onto(shapes, weights, grid=grid)
 
 
 def pixel_pairs(golden):
@@ -392,10 +392,10 @@ def check_resized(golden, tag):
         tree["patch_embed"] = {"kernel": kernel}
     arrays |= {f"blocks.{i}.norm1.bias": np.ones(1, np.float32) for i in blocks}
     arrays = segmentors.rename(arrays, "student", 16)
-    weights = checkpoint.Weights("the golden file", arrays, {})
+    weights = loading.Weights("the golden file", arrays, {})
     variables = {"params": {"backbone": tree}}
     fresh = [] if tables else [rf".*{TABLE}"]
-    got = checkpoint.graft(variables, weights, grid=(target,) * 2, fresh=fresh)
+    got = graft.onto(variables, weights, grid=(target,) * 2, fresh=fresh)
     got = without("backbone.", torch_names.to_torch(got))
     for name, array in wanted.items():
         agree(got[name], array, f"{tag}: {name}", 1e-5)
@@ -600,7 +600,7 @@ def test_distiller_steps(tmp_path):
     got = torch_names.to_torch(state.variables)
     wanted = without("student.", under(golden, "output/final"))
     left = set(wanted) - set(got)
-    assert left == checkpoint.matching(wanted, checkpoint.BUFFERS)
+    assert left == graft.matching(wanted, graft.BUFFERS)
     exempt = given(golden, "base_lr") * len(golden["input/image"])
     for name, array in got.items():
         agree_final(array, wanted[name], name, exempt)
@@ -636,9 +636,9 @@ def test_inference():
     config = recipes.load("finetune:task=segmentation", {"model": keys})
     model = upernet.segmentor(config.model, given(golden, "num_classes"), aux=False)
     arrays = under(golden, "param")
-    weights = checkpoint.Weights("the golden file", arrays, {})
+    weights = loading.Weights("the golden file", arrays, {})
     shapes = jax.eval_shape(lambda key: upernet.init(model, key), jax.random.key(0))
-    variables = checkpoint.graft(
+    variables = graft.onto(
         shapes,
         weights,
         grid=vit.grid(config.model),

@@ -23,7 +23,7 @@ CORE = {"", "core"}
 MATHS = CORE | {"ops", "losses"}
 MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
 MACHINE |= {"data", "step", "workdir", "feed", "clock", "summary"}
-MACHINE |= {"cluster", "nonfinite"}
+MACHINE |= {"cluster", "evaluation", "nonfinite", "orbax_errors", "retention"}
 TASKS = MACHINE | {"tasks"}
 TRAIN = TASKS | {"stages", "train", "recipes"}
 TOP = TRAIN | {"main", "cli", "tools"}
@@ -39,7 +39,9 @@ ALLOWED = {
     "losses": MATHS,
     "data": set(),
     "models": MATHS,
-    "checkpoint": MACHINE,
+    "checkpoint": CORE | {"cluster", "metrics", "orbax_errors", "retention", "workdir"},
+    "orbax_errors": set(),
+    "retention": CORE,
     "weights": MACHINE,
     "optim": MACHINE,
     "parallel": MACHINE,
@@ -49,6 +51,7 @@ ALLOWED = {
     "feed": CORE,
     "clock": CORE,
     "summary": MACHINE,
+    "evaluation": CORE | {"parallel"},
     "tasks": TASKS,
     "stages": TASKS | {"stages"},
     "train": TRAIN,

@@ -17,7 +17,7 @@ from g2sd_jax import checkpoint, cli, recipes
 from g2sd_jax.models import vit
 from g2sd_jax.tools import finished as asked
 from g2sd_jax.tools import inspect, inspect_file
-from g2sd_jax.weights import architecture, catalogue, torch_names
+from g2sd_jax.weights import architecture, catalogue, graft, loading, torch_names
 
 # Segmentation's and detection's own parts are read by their own stages.
 GOLDENS = sorted(
@@ -118,7 +118,7 @@ def test_published_files_are_known_by_name_and_by_md5(tmp_path, capsys, monkeypa
     told = inspected(path, capsys)
     assert f"called like the published {file.name}: an encoder and a decoder" in told
     assert "raw pixels; licence CC-BY-NC 4.0" in told
-    assert checkpoint.read(path, "a").describe["target"] == "raw"
+    assert loading.read(path, "a").describe["target"] == "raw"
     file = catalogue.FILES["mae_finetuned_vit_base.pth"]
     assert "MD5 begins with 1b25e9: this is another file" in inspected(path, capsys)
     monkeypatch.setattr(inspect_file, "md5", lambda path: "8cad7c0123")
@@ -168,7 +168,7 @@ def test_a_cut_file_is_told(tmp_path):
     for length in (9, 200, len(whole) - 1):
         (tmp_path / "a.safetensors").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut short or damaged"):
-            checkpoint.read(path, "config.init_from")
+            loading.read(path, "config.init_from")
 
 
 def test_a_file_of_something_else_is_told(tmp_path, capsys):
@@ -179,11 +179,11 @@ def test_a_file_of_something_else_is_told(tmp_path, capsys):
     metadata = {"g2sd_jax": "not JSON"}
     safetensors.numpy.save_file({"a": np.zeros(1)}, path, metadata=metadata)
     with pytest.raises(ValueError, match="entry 'g2sd_jax' is not a JSON object"):
-        checkpoint.read(path, "config.init_from")
+        loading.read(path, "config.init_from")
     (tmp_path / "config.json").write_text("{")
     safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
-        checkpoint.read(str(tmp_path), "config.init_from")
+        loading.read(str(tmp_path), "config.init_from")
 
 
 def test_other_heads_than_the_files_are_refused(tmp_path):
@@ -199,10 +199,10 @@ def test_other_heads_than_the_files_are_refused(tmp_path):
 def test_missing_parts_name_a_file_that_has_them():
     model = vit.Vit(768, 12, 12, 16, (224, 224), classes=1000, pool="avg")
     shapes = jax.eval_shape(lambda key: vit.init(model, key), jax.random.key(0))
-    weights = checkpoint.Weights("a.pth", {"cls_token": np.zeros((1, 1, 768))}, {})
+    weights = loading.Weights("a.pth", {"cls_token": np.zeros((1, 1, 768))}, {})
     told = r"Published files that would do: mae_finetuned_vit_base\.pth\.$"
     with pytest.raises(ValueError, match=told):
-        checkpoint.graft(shapes, weights, grid=(14, 14))
+        graft.onto(shapes, weights, grid=(14, 14))
 
 
 # Every state dict of the golden files.
@@ -226,7 +226,7 @@ def test_golden_state_dicts_load(name, tmp_path):
     for prefix, arrays in found.items():
         arrays = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
         path = saved(tmp_path / "golden.safetensors", arrays)
-        weights = checkpoint.read(path, "config.init_from")
+        weights = loading.read(path, "config.init_from")
         assert weights.arrays.keys() == arrays.keys()
         if name == "linear_probe":  # BatchNorm and a linear layer, no transformer.
             continue

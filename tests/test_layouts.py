@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import runs
-from g2sd_jax import parallel, stages, train
+from g2sd_jax import evaluation, parallel, stages, train
 from g2sd_jax import step as stepping
 from g2sd_jax.data import order, source
+from g2sd_jax.tools import collectives, hlo
 
 STEPS = 4
 # Devices, fsdp, micro-batches; all against one device that does it all at once.
@@ -51,3 +52,28 @@ def test_same_losses(stage, devices, fsdp, parts, monkeypatch):
     expected = losses(stage, 1, 1, 1)
     assert np.ptp(expected[:, 0]) > 1e-4  # It learns: later steps see earlier ones.
     np.testing.assert_allclose(losses(stage, devices, fsdp, parts), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("stage", ["linprobe", "finetune:task=segmentation"])
+def test_judging_sends_parameters_and_nothing_of_the_batch(stage, monkeypatch):
+    monkeypatch.setattr(parallel, "SMALL", 1)
+    mesh = parallel.make_mesh(ConfigDict(dict(data=1, fsdp=8)))
+
+    def sent(batch):
+        built = stages.build(runs.small(stage, batch=batch))
+        shapes = jax.eval_shape(built.init, jax.random.key(0), {})
+        given = shapes, jax.eval_shape(built.frozen)
+        homes = parallel.shardings(given, mesh)
+        given = jax.tree.map(parallel.placed_shape, given, homes)
+        rows, _ = next(iter(built.evaluators["eval"].batches()))
+        predict = evaluation.compiled(built.evaluators["eval"], mesh)
+        program = predict.lower(*given, parallel.to_global(rows, mesh)).compile()
+        found = collectives.find(hlo.read(program.as_text()), mesh.size)
+        split = [leaf for leaf in jax.tree.leaves(given) if any(leaf.sharding.spec)]
+        return collectives.summary(found)["kinds"], sum(leaf.size for leaf in split)
+
+    few, size = sent(16)
+    assert few == sent(64)[0]
+    assert set(few) == {"all-gather"}
+    # Each parameter at most once; those of the auxiliary head are not asked for.
+    assert 0.5 * size < few["all-gather"]["elements"] <= size

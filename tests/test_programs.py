@@ -16,11 +16,11 @@ from jax import export
 import finished
 import runs
 import tiny
-from g2sd_jax import checkpoint, cli, train
+from g2sd_jax import cli, train
 from g2sd_jax.data import source
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import attention, augment
-from g2sd_jax.weights import architecture, plain, programs, torch_names
+from g2sd_jax.weights import architecture, graft, loading, plain, programs, torch_names
 from golden_files import agree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -96,10 +96,10 @@ def digits(tmp_path_factory):
 
 
 def restored(workdir, config):
-    weights = checkpoint.read(workdir, "--workdir")
+    weights = loading.read(workdir, "--workdir")
     model = vit.classifier(config.model, config.data.classes)
     shapes = jax.eval_shape(lambda key: vit.init(model, key), jax.random.key(0))
-    return checkpoint.graft(shapes, weights, grid=vit.grid(config.model))
+    return graft.onto(shapes, weights, grid=vit.grid(config.model))
 
 
 def answers(python, program, folder, image, tmp_path):

@@ -17,7 +17,7 @@ from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import upernet
 from g2sd_jax.ops import label_maps, photometric
 from g2sd_jax.tasks import confusion, segmentation, sliding
-from g2sd_jax.weights import segmentors, torch_names
+from g2sd_jax.weights import loading, segmentors, torch_names
 
 FINETUNE = "finetune:task=segmentation"
 
@@ -471,7 +471,7 @@ def test_a_run_keeps_its_statistics_for_whoever_loads_it(tmp_path, student):
     manager = checkpoint.Manager(str(tmp_path), keep=1)
     manager.save(1, saved.replace(model_state=state), upernet.describe(config))
     manager.close()
-    arrays = checkpoint.read(str(tmp_path), "config.init_from").arrays
+    arrays = loading.read(str(tmp_path), "config.init_from").arrays
     mine = torch_names.to_torch(variables)
     assert set(arrays) == set(mine)
     name = "decode_head.bottleneck.bn.running_var"

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import special
 
 import runs
-from g2sd_jax import checkpoint, cli, stages, train
+from g2sd_jax import cli, stages, train
 from g2sd_jax.data import source
 from g2sd_jax.models import features
 from g2sd_jax.ops import augment
@@ -28,6 +28,7 @@ from g2sd_jax.tools import (
     reconstruct,
     sections,
 )
+from g2sd_jax.weights import agreement, loading
 
 LIMIT = 70  # Held-out digits that are judged; no multiple of the batch.
 
@@ -96,7 +97,7 @@ def test_evaluation_agrees_with_the_run_and_with_its_tables(
 
 
 def test_a_file_that_describes_itself_needs_no_recipe(workdirs, figures, tmp_path):
-    weights = checkpoint.read(workdirs["mae"], "--workdir")
+    weights = loading.read(workdirs["mae"], "--workdir")
     path = str(tmp_path / "student.safetensors")
     # Of a transposed view, save_file would write the bytes in the wrong order.
     arrays = {key: np.ascontiguousarray(x) for key, x in weights.arrays.items()}
@@ -271,19 +272,19 @@ def test_a_page_shows_text_as_text():
     ],
 )
 def test_a_head_of_other_classes_is_refused(theirs, told):
-    weights = checkpoint.Weights("runs/t", {}, dict(class_names=theirs))
+    weights = loading.Weights("runs/t", {}, dict(class_names=theirs))
     names = lambda: ("cat", "dog")
     if told is None:
-        checkpoint.check_classes(weights, names, "config.teacher.checkpoint")
+        agreement.classes(weights, names, "config.teacher.checkpoint")
         return
     with pytest.raises(ValueError) as error:
-        checkpoint.check_classes(weights, names, "config.teacher.checkpoint")
+        agreement.classes(weights, names, "config.teacher.checkpoint")
     assert told in str(error.value)
     assert str(error.value).startswith("config.teacher.checkpoint='runs/t' was trained")
 
 
 def test_a_run_asks_its_teacher_for_the_names_of_its_classes(workdirs, tmp_path):
-    weights = checkpoint.read(workdirs["mae"], "--workdir")
+    weights = loading.read(workdirs["mae"], "--workdir")
     arrays = {key: np.ascontiguousarray(x) for key, x in weights.arrays.items()}
     path = str(tmp_path / "teacher.safetensors")
     config = fingerprint.config_of("chains/digits", "g2sd")

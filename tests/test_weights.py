@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import tiny
-from g2sd_jax import checkpoint
 from g2sd_jax.models import vit
 from g2sd_jax.ops import patches, resize
-from g2sd_jax.weights import torch_names
+from g2sd_jax.weights import graft, loading, torch_names
 
 
 @pytest.fixture(scope="module", params=["pretrain", "generic_distill", "specific_cls"])
@@ -67,15 +66,15 @@ def finetune():
     return tiny.stage("finetune")
 
 
-def graft(variables, arrays, grid=(4, 4), describe=None, **declared):
-    weights = checkpoint.Weights("a.safetensors", arrays, describe or {})
-    return checkpoint.graft(variables, weights, grid=grid, **declared)
+def grafted(variables, arrays, grid=(4, 4), describe=None, **declared):
+    weights = loading.Weights("a.safetensors", arrays, describe or {})
+    return graft.onto(variables, weights, grid=grid, **declared)
 
 
 def test_graft_takes_everything(finetune):
     variables = finetune[2]
     arrays = torch_names.to_torch(tiny.noisy(variables)["params"])
-    got = graft(jax.eval_shape(lambda: variables), arrays)
+    got = grafted(jax.eval_shape(lambda: variables), arrays)
     got = torch_names.to_torch(got["params"])
     for name, array in arrays.items():
         np.testing.assert_array_equal(got[name], array)
@@ -90,24 +89,24 @@ def test_graft_names_what_does_not_fit(finetune):
     told += r"not expected: extra\.weight; of another shape: head\.bias is \(9,\), "
     told += r"expected \(5,\)\)\. It holds an encoder of 2 blocks, width 16, no decoder"
     with pytest.raises(ValueError, match=told):
-        graft(variables, changed)
+        grafted(variables, changed)
     bare = {n: a for n, a in arrays.items() if not n.startswith("blocks.")}
     with pytest.raises(ValueError, match=r"missing: .* and 20 more"):
-        graft(variables, bare)
+        grafted(variables, bare)
 
 
 def test_declared_entries_are_no_complaint(finetune):
     variables = finetune[2]
     arrays = torch_names.to_torch(tiny.noisy(variables)["params"])
     declared = dict(fresh=(r"head\..*",), dropped=("extra",))
-    got = graft(variables, {**arrays, "extra": np.zeros(2)}, **declared)["params"]
+    got = grafted(variables, {**arrays, "extra": np.zeros(2)}, **declared)["params"]
     ours = variables["params"]
     np.testing.assert_array_equal(got["head"]["bias"], ours["head"]["bias"])
     assert not np.array_equal(got["fc_norm"]["bias"], ours["fc_norm"]["bias"])
     # Fresh stays as drawn even if the file's has another shape, or is not there.
     del arrays["head.bias"]
     arrays["head.weight"] = np.zeros((9, 16))
-    got = graft(variables, arrays, **declared)["params"]
+    got = grafted(variables, arrays, **declared)["params"]
     np.testing.assert_array_equal(got["head"]["kernel"], ours["head"]["kernel"])
 
 
@@ -118,23 +117,23 @@ def test_position_tables_are_resized(finetune):
     for shape, describe in (((6, 6), {}), ((3, 5), {"grid": [3, 5]})):
         count = 1 + shape[0] * shape[1]
         table = rng.normal(size=(1, count, 16)).astype(np.float32)
-        got = graft(variables, {**arrays, "pos_embed": table}, describe=describe)
+        got = grafted(variables, {**arrays, "pos_embed": table}, describe=describe)
         expected = resize.resize_pos_embed(table, shape, (4, 4))
         np.testing.assert_array_equal(got["params"]["pos_embed"], expected)
     with pytest.raises(ValueError, match=r"another shape: pos_embed is \(1, 16, 16\)"):
-        graft(variables, {**arrays, "pos_embed": np.zeros((1, 16, 16))})
+        grafted(variables, {**arrays, "pos_embed": np.zeros((1, 16, 16))})
 
 
 def test_constant_tables_are_verified():
     config, _, variables = tiny.stage("pretrain")
     grid = vit.grid(config.model)
     arrays = torch_names.to_torch(variables["params"], grid)
-    graft(variables, arrays, grid)
+    grafted(variables, arrays, grid)
     transposed = patches.sincos_table(16, grid)[:, :, ::-1]
     for name in ("pos_embed", "decoder_pos_embed"):
         for wrong in (transposed, patches.sincos_table(16, (5, 5))):
             told = rf"{name} \(.*\) is not the sin-cos table of a 4x4 grid"
             with pytest.raises(ValueError, match=told):
-                graft(variables, {**arrays, name: wrong}, grid)
+                grafted(variables, {**arrays, name: wrong}, grid)
     wrong = {**arrays, "decoder_pos_embed": transposed}
-    graft(variables, wrong, grid, dropped=("decoder_pos_embed",))
+    grafted(variables, wrong, grid, dropped=("decoder_pos_embed",))

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """DMAE: a masked autoencoder that also matches a teacher's encoder (2208.12256)."""
 
-from g2sd_jax import checkpoint, core, metrics
+from g2sd_jax import core, metrics
 from g2sd_jax.losses import distill, masked
 from g2sd_jax.models import layers, mae
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction, signal
+from g2sd_jax.weights import agreement, graft
 
 NEEDS = ("mask_ratio", "target", "signal", "teacher", "distill")
 
@@ -56,15 +57,13 @@ def build(config) -> core.Stage:
         return core.total(terms, model_state)
 
     def frozen():
-        return checkpoint.load_variables(
-            config.teacher.checkpoint, fit, grid=whole.grid
-        )
+        return graft.load_variables(config.teacher.checkpoint, fit, grid=whole.grid)
 
     def fit(weights):
         if weights is not None:
-            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            agreement.pictures(weights, config, "config.teacher.checkpoint")
             model = config.teacher.model
-            checkpoint.check_heads(weights, model, "config.teacher.model")
+            agreement.heads(weights, model, "config.teacher.model")
         if weights is None or weights.has_decoder:
             return lambda key: mae.init(whole, key)
         metrics.say(

@@ -4,12 +4,12 @@
 
 import jax.numpy as jnp
 
-from g2sd_jax import checkpoint, core
+from g2sd_jax import core
 from g2sd_jax.losses import distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, patches
 from g2sd_jax.tasks import reconstruction, signal
-from g2sd_jax.weights import catalogue
+from g2sd_jax.weights import agreement, catalogue, graft, loading
 
 NEEDS = ("mask_ratio", "signal", "teacher", "distill")
 TOKENS = ("all", "masked", "visible")
@@ -74,7 +74,7 @@ def build(config) -> core.Stage:
         return core.total(terms, model_state)
 
     def frozen():
-        return checkpoint.load_variables(
+        return graft.load_variables(
             config.teacher.checkpoint,
             fit,
             grid=whole.grid,
@@ -84,9 +84,9 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights, config.teacher.target)
-            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            agreement.pictures(weights, config, "config.teacher.checkpoint")
             model = config.teacher.model
-            checkpoint.check_heads(weights, model, "config.teacher.model")
+            agreement.heads(weights, model, "config.teacher.model")
         return lambda key: mae.init(whole, key)
 
     def probe(frozen, batch):
@@ -118,7 +118,7 @@ def supervised(masking: patches.Masking, tokens: str):
     return jnp.pad(counted, ((0, 0), (1, 0)))
 
 
-def check_teacher(weights: checkpoint.Weights, target: str) -> None:
+def check_teacher(weights: loading.Weights, target: str) -> None:
     """Refuses a file without decoder: its features would be those of random weights."""
     if not weights.has_decoder:
         raise ValueError(

@@ -5,11 +5,12 @@
 import flax.linen as nn
 import jax
 
-from g2sd_jax import checkpoint, core
+from g2sd_jax import core
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.tasks import classification
+from g2sd_jax.weights import agreement, graft
 
 NEEDS = ("encoder",)
 
@@ -75,12 +76,12 @@ def build(config) -> core.Stage:
 
     def fit(weights):
         if weights is not None:
-            checkpoint.check_pictures(weights, config, "config.encoder.checkpoint")
-            checkpoint.check_heads(weights, config.model, "config.model")
+            agreement.pictures(weights, config, "config.encoder.checkpoint")
+            agreement.heads(weights, config.model, "config.model")
         return lambda key: vit.init(encoder, key)
 
     def frozen():
-        return checkpoint.load_variables(
+        return graft.load_variables(
             config.encoder.checkpoint,
             fit,
             grid=vit.grid(config.model),

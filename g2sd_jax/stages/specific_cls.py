@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Specific distillation for classification (G2SD, stage 2)."""
 
-from g2sd_jax import checkpoint, core, tasks
+from g2sd_jax import core, tasks
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.stages import finetune
-from g2sd_jax.weights import catalogue
+from g2sd_jax.weights import agreement, catalogue, graft, loading
 
 NEEDS = ("task", "teacher", "distill")
 LOSSES = {  # and the keys each reads
@@ -73,17 +73,17 @@ def build(config) -> core.Stage:
         return {"nkd": nkd}
 
     def frozen():
-        return checkpoint.load_variables(
+        return graft.load_variables(
             config.teacher.checkpoint, fit, grid=vit.grid(config.teacher.model)
         )
 
     def fit(weights):
         if weights is not None:
             check_teacher(weights)
-            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            agreement.pictures(weights, config, "config.teacher.checkpoint")
             model = config.teacher.model
-            checkpoint.check_heads(weights, model, "config.teacher.model")
-            checkpoint.check_classes(weights, task.classes, "config.teacher.checkpoint")
+            agreement.heads(weights, model, "config.teacher.model")
+            agreement.classes(weights, task.classes, "config.teacher.checkpoint")
         return lambda key: vit.init(teacher, key)
 
     def probe(frozen, batch):
@@ -96,7 +96,7 @@ def build(config) -> core.Stage:
     return finetune.from_task(task)._replace(loss=loss, frozen=frozen, probe=probe)
 
 
-def check_teacher(weights: checkpoint.Weights) -> None:
+def check_teacher(weights: loading.Weights) -> None:
     """Refuses a file without head: its answers would be those of random weights."""
     if "head.weight" not in weights.arrays:
         raise ValueError(

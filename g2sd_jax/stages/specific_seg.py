@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Specific distillation for semantic segmentation (G2SD, stage 2)."""
 
-from g2sd_jax import checkpoint, core, tasks
+from g2sd_jax import core, tasks
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, upernet, vit
 from g2sd_jax.ops import label_maps
 from g2sd_jax.stages import finetune
 from g2sd_jax.tasks import segmentation
+from g2sd_jax.weights import agreement, graft, loading
 
 NEEDS = ("task", "teacher", "distill")
 LOSSES = {  # and the keys each reads
@@ -62,7 +63,7 @@ def build(config) -> core.Stage:
 
     def frozen():
         model, where = config.teacher.model, "config.teacher.model"
-        return checkpoint.load_variables(
+        return graft.load_variables(
             config.teacher.checkpoint,
             fit,
             grid=vit.grid(model, where),
@@ -75,7 +76,7 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights)
-            checkpoint.check_pictures(weights, config, "config.teacher.checkpoint")
+            agreement.pictures(weights, config, "config.teacher.checkpoint")
         return lambda key: upernet.init(teacher, key)
 
     def probe(frozen, batch):
@@ -88,7 +89,7 @@ def build(config) -> core.Stage:
     return finetune.from_task(task)._replace(loss=loss, frozen=frozen, probe=probe)
 
 
-def check_teacher(weights: checkpoint.Weights) -> None:
+def check_teacher(weights: loading.Weights) -> None:
     """Refuses a file without decode head: its logits would be those of random ones."""
     if not segmentation.has_head(weights):
         raise ValueError(

@@ -7,12 +7,13 @@ import functools
 import jax
 import numpy as np
 
-from g2sd_jax import checkpoint, core
+from g2sd_jax import core
 from g2sd_jax.data import order, source
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.tasks import confusion
+from g2sd_jax.weights import agreement, graft, loading
 
 NEEDS = ("init_from",)
 
@@ -80,14 +81,14 @@ def warm_start(variables, config, model: vit.Vit):
     """Grafts a pre-trained encoder; the heads stay as drawn, as published."""
     if not config.init_from:
         return variables
-    weights = checkpoint.read(config.init_from, "config.init_from")
-    checkpoint.check_pictures(weights, config, "config.init_from")
-    checkpoint.check_heads(weights, config.model, "config.model")
+    weights = loading.read(config.init_from, "config.init_from")
+    agreement.pictures(weights, config, "config.init_from")
+    agreement.heads(weights, config.model, "config.model")
     unused = r"norm\..*" if model.pool == "avg" else r"fc_norm\..*"
     fresh = [r"head\..*", r"head_dist\..*", "dist_token"]
     if model.pool == "avg" and "fc_norm.weight" not in weights.arrays:
         fresh.append(r"fc_norm\..*")
-    return checkpoint.graft(
+    return graft.onto(
         variables,
         weights,
         grid=vit.grid(config.model),

@@ -4,10 +4,11 @@
 
 import jax
 
-from g2sd_jax import checkpoint, core
+from g2sd_jax import core
 from g2sd_jax.losses import masked
 from g2sd_jax.models import vit
 from g2sd_jax.ops import augment, patches
+from g2sd_jax.weights import agreement, graft, loading
 
 TARGETS = ("normalised", "raw")
 
@@ -83,8 +84,8 @@ def warm_start(variables, config, dropped=()):
     """
     if not config.init_from:
         return variables
-    weights = checkpoint.read(config.init_from, "config.init_from")
-    checkpoint.check_pictures(weights, config, "config.init_from")
-    checkpoint.check_heads(weights, config.model, "config.model")
+    weights = loading.read(config.init_from, "config.init_from")
+    agreement.pictures(weights, config, "config.init_from")
+    agreement.heads(weights, config.model, "config.model")
     grid = vit.grid(config.model)
-    return checkpoint.graft(variables, weights, grid=grid, dropped=dropped)
+    return graft.onto(variables, weights, grid=grid, dropped=dropped)

@@ -8,13 +8,13 @@ import functools
 import jax
 import numpy as np
 
-from g2sd_jax import checkpoint, core, parallel
+from g2sd_jax import core, parallel
 from g2sd_jax.data import order, source
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, upernet, vit
 from g2sd_jax.ops import label_maps
 from g2sd_jax.tasks import classification, confusion, sliding
-from g2sd_jax.weights import segmentors
+from g2sd_jax.weights import agreement, graft, loading, segmentors
 
 NEEDS = ("init_from", "loss", "inference")
 
@@ -98,27 +98,27 @@ def warm_start(variables, config):
     """Grafts a pre-trained encoder, whose heads are fresh, or a whole segmentor."""
     if not config.init_from:
         return variables
-    weights = checkpoint.read(config.init_from, "config.init_from")
-    checkpoint.check_pictures(weights, config, "config.init_from")
+    weights = loading.read(config.init_from, "config.init_from")
+    agreement.pictures(weights, config, "config.init_from")
     weights = renamed(weights, "student", config.model, "config.model")
     grid = vit.grid(config.model)
     if has_head(weights):
         unread = () if "auxiliary_head" in variables["params"] else (AUXILIARY,)
-        return checkpoint.graft(variables, weights, grid=grid, dropped=unread)
-    held = [name for name in weights.arrays if checkpoint.matching([name], OF_BLOCKS)]
+        return graft.onto(variables, weights, grid=grid, dropped=unread)
+    held = [name for name in weights.arrays if graft.matching([name], OF_BLOCKS)]
     fresh = HEADS if held else (*HEADS, *OF_BLOCKS)
-    return checkpoint.graft(variables, weights, grid=grid, fresh=fresh, dropped=UNUSED)
+    return graft.onto(variables, weights, grid=grid, fresh=fresh, dropped=UNUSED)
 
 
-def renamed(weights, who: str, model, where: str) -> checkpoint.Weights:
+def renamed(weights, who: str, model, where: str) -> loading.Weights:
     """The weights of one of a file's segmentors, or of its encoder, by our names."""
     patch = vit.size(model, where).patch
     arrays = segmentors.rename(weights.arrays, who, patch)
     return dataclasses.replace(weights, arrays=arrays)
 
 
-def has_head(weights: checkpoint.Weights) -> bool:
-    return f"{checkpoint.CONV_SEG}.weight" in weights.arrays
+def has_head(weights: loading.Weights) -> bool:
+    return f"{loading.CONV_SEG}.weight" in weights.arrays
 
 
 def windows_of(config):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from g2sd_jax import cli, metrics, parallel, train
+from g2sd_jax import cli, evaluation, metrics, parallel
 from g2sd_jax import workdir as folder
 from g2sd_jax.tasks import confusion
 from g2sd_jax.tools import finished
@@ -47,9 +47,9 @@ def evaluate(model: finished.Finished) -> dict:
         frozen = model.frozen(evaluator)
         frozen = parallel.place(frozen, parallel.shardings(frozen, mesh))
         watch = Stopwatch(evaluator.batches)
-        predict = train.compiled(evaluator, mesh)
+        predict = evaluation.compiled(evaluator, mesh)
         timed = evaluator._replace(batches=watch)
-        state = train.fold(timed, predict, mesh, variables, frozen)
+        state = evaluation.fold(timed, predict, mesh, variables, frozen)
         found[name] = dict(metrics=evaluator.finish(state), **watch.rate())
         if evaluator.confusion:
             names = model.describe.get("class_names") or ()

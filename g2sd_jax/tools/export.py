@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from g2sd_jax import checkpoint, cli, core, metrics
-from g2sd_jax.weights import architecture, exporters, programs
+from g2sd_jax.weights import architecture, exporters, loading, programs
 
 FORMATS = {
     "safetensors": exporters.safetensors_file,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def prepare(args) -> exporters.Model:
     """The weights of `args.workdir` and all that has to be known about them."""
-    weights = checkpoint.read(args.workdir, "--workdir")
+    weights = loading.read(args.workdir, "--workdir")
     told = dict(weights.describe)
     if told.get("kind") == "probe":
         raise ValueError(

@@ -11,10 +11,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from g2sd_jax import checkpoint, core, metrics, parallel, recipes, stages
+from g2sd_jax import core, metrics, parallel, recipes, stages
 from g2sd_jax import workdir as folder
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment
+from g2sd_jax.weights import agreement, graft, loading
 
 CHAIN = "chain.json"  # The whole config of a chain, in its folder.
 RECIPES = {"vit": "finetune", "mae": "pretrain"}  # What a file's `kind` stands for.
@@ -181,15 +182,15 @@ def from_run(workdir: str, config: ConfigDict | None = None) -> Finished:
     config = config_of(workdir) if config is None else config
     stage = stages.build(config)
     shapes = jax.eval_shape(stage.init, jax.random.key(0), {})
-    variables, describe = checkpoint.run_variables(workdir, shapes, "--workdir")
+    variables, describe = loading.run_variables(workdir, shapes, "--workdir")
     return Finished(workdir, config, stage, variables, describe)
 
 
 def from_file(path: str, config: ConfigDict) -> Finished:
     """A weight file, or another run's weights, in the stage of `config`."""
     stage = stages.build(config)
-    weights = checkpoint.read(path, "--checkpoint")
-    checkpoint.check_pictures(weights, config, "--checkpoint")
+    weights = loading.read(path, "--checkpoint")
+    agreement.pictures(weights, config, "--checkpoint")
     shapes = jax.eval_shape(stage.init, jax.random.key(0), {})
     kept = sorted(set(shapes) - {"params"})
     if kept:
@@ -197,14 +198,14 @@ def from_file(path: str, config: ConfigDict) -> Finished:
             f"--checkpoint={path!r}: stage {config.stage} also keeps "
             f"{', '.join(kept)}, which a weight file lacks; name the run's --workdir."
         )
-    variables = checkpoint.graft(shapes, weights, grid=vit.grid(config.model))
+    variables = graft.onto(shapes, weights, grid=vit.grid(config.model))
     describe = {**stage.describe, "stage": config.stage, **weights.describe}
     return Finished(path, config, stage, variables, describe)
 
 
 def described(path: str, overrides) -> ConfigDict:
     """A recipe for a file that says what it is, as files of this project do."""
-    describe = checkpoint.read(path, "--checkpoint").describe
+    describe = loading.read(path, "--checkpoint").describe
     if describe.get("kind") not in RECIPES or "model" not in describe:
         raise ValueError(
             f"--checkpoint={path!r} does not say what it is; add the recipe it fits, "

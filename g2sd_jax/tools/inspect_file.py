@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from g2sd_jax import checkpoint
-from g2sd_jax.weights import architecture, catalogue
+from g2sd_jax.weights import architecture, catalogue, loading
 
 KEY = "g2sd inspect"
 
@@ -20,7 +19,7 @@ def lines(path: str) -> list[str]:
     Raises:
         ValueError: it can not be read, or holds no vision transformer.
     """
-    weights = checkpoint.read(path, KEY)
+    weights = loading.read(path, KEY)
     arrays, told = weights.arrays, weights.describe
     shape = architecture.infer(arrays, told, path)
     count = sum(array.size for array in arrays.values())

@@ -114,7 +114,7 @@ def from_torch(params: Mapping, arrays: Mapping) -> dict:
     """A tree shaped like `params`, its leaves taken from PyTorch-named `arrays`.
 
     A leaf none of whose names is in `arrays` is kept as it is; the caller decides
-    whether that is allowed (`checkpoint.graft`).
+    whether that is allowed (`graft.onto`).
     """
 
     def walk(tree, prefix):

@@ -13,10 +13,11 @@ import transformers
 
 import finished
 import tiny
-from g2sd_jax import checkpoint, cli
+from g2sd_jax import cli
 from g2sd_jax.losses import masked
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import patches
+from g2sd_jax.weights import graft, loading
 from golden_files import agree
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
@@ -92,11 +93,11 @@ def test_what_was_written_is_read_back(student, form):
     path = {"torch": "/model.pth", "safetensors": "/model.safetensors"}.get(form, "")
     if form == "transformers" and config.model.pool == "avg":
         with pytest.raises(ValueError, match="type 'beit'; of transformers' models"):
-            checkpoint.read(folder + path, "--workdir")
+            loading.read(folder + path, "--workdir")
         return
-    weights = checkpoint.read(folder + path, "--workdir")
+    weights = loading.read(folder + path, "--workdir")
     shapes = jax.eval_shape(lambda: variables)
-    got = checkpoint.graft(shapes, weights, grid=vit.grid(config.model))
+    got = graft.onto(shapes, weights, grid=vit.grid(config.model))
     if config.model.readout == "mean" or form in ("torch", "safetensors"):
         agree(live(config, got)[1], want, "logits", 1e-6)
     else:  # Whose heads were weighted for the libraries' average.

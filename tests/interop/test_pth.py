@@ -13,9 +13,9 @@ import torch
 
 import runs
 import tiny
-from g2sd_jax import checkpoint, cli, stages
+from g2sd_jax import cli, stages
 from g2sd_jax.models import vit
-from g2sd_jax.weights import torch_names
+from g2sd_jax.weights import loading, torch_names
 
 
 def saved(tmp_path, kept=lambda name: True):
@@ -86,7 +86,7 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch, capsys, case, name):
     path = name.removesuffix("/pytorch_model.bin")
     told = "is not a plain PyTorch weight file, and nothing in it was executed"
     with pytest.raises(ValueError, match=told):
-        checkpoint.read(path, "config.init_from")
+        loading.read(path, "config.init_from")
     assert cli.main(["inspect", path]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and told in error
@@ -111,7 +111,7 @@ def test_damaged_files_are_told(tmp_path):
         with open(path, "wb") as file:
             file.write(content)
         with pytest.raises(ValueError, match=told):
-            checkpoint.read(path, "config.init_from")
+            loading.read(path, "config.init_from")
 
 
 def test_a_published_full_file_starts_generic_distillation_anew(tmp_path):
@@ -147,4 +147,4 @@ def test_a_file_without_weights_is_refused(tmp_path):
     path = str(tmp_path / "other.pth")
     torch.save({"model": {"lr": 1.0}}, path)
     with pytest.raises(ValueError, match="holds no state dict"):
-        checkpoint.read(path, "config.init_from")
+        loading.read(path, "config.init_from")

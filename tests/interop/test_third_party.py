@@ -12,10 +12,11 @@ import transformers
 from transformers.models.vit_mae import modeling_vit_mae
 
 import runs
-from g2sd_jax import checkpoint, stages
+from g2sd_jax import stages
 from g2sd_jax.losses import masked
 from g2sd_jax.models import mae, vit
 from g2sd_jax.ops import patches
+from g2sd_jax.weights import graft, loading
 from golden_files import agree
 
 SHAPE = dict(depth=2, patch=8, image_size=(32, 32), width=48, heads=3)
@@ -47,9 +48,9 @@ def pictures(rng):
 
 def load(path, init, **declared):
     grid = tuple(side // SHAPE["patch"] for side in SHAPE["image_size"])
-    weights = checkpoint.read(str(path), "config.init_from")
+    weights = loading.read(str(path), "config.init_from")
     shapes = jax.eval_shape(init, jax.random.key(0))
-    return weights, checkpoint.graft(shapes, weights, grid=grid, **declared)
+    return weights, graft.onto(shapes, weights, grid=grid, **declared)
 
 
 def answers(path, image, readout="cls", **changes):
@@ -199,12 +200,12 @@ def test_models_that_compute_something_else_are_refused(tmp_path):
             config
         ).save_pretrained(folder)
         with pytest.raises(ValueError, match=told):
-            checkpoint.read(str(folder), "config.init_from")
+            loading.read(str(folder), "config.init_from")
 
 
 def test_another_epsilon_is_said(tmp_path, capsys):
     config = transformers.ViTConfig(**dict(HUGGING, layer_norm_eps=1e-12))
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     capsys.readouterr()
-    checkpoint.read(str(tmp_path), "config.init_from")
+    loading.read(str(tmp_path), "config.init_from")
     assert "LayerNorms add 1e-12 to the variance, here 1e-06" in capsys.readouterr().out

@@ -242,7 +242,7 @@ def test_many_looks_compile_what_one_does(student):
     config = config.copy_and_resolve_references()
     config.data.limit = 5
     mesh, counts, windows = parallel.make_mesh(config.mesh), [], []
-    held_out = fake.load(config, "val")
+    held_out = fake.load(config, config.data.eval_split)
     assert len({held_out.original(i)["image"].shape for i in range(5)}) == 5
     for looks in ({}, LOOKS):
         config.inference.update(looks)

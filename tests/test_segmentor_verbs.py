@@ -16,6 +16,7 @@ from g2sd_jax.tasks import confusion
 from g2sd_jax.tools import evaluate, finished, overlay
 
 NAMES = ("sky", "road", "car", "tree", "pole")
+LIMIT = 8  # Pictures that are judged.
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,13 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(workdir):
-    return finished.choose(workdir, "", "", {"data.limit": 4})
+    return finished.choose(workdir, "", "", {"data.limit": LIMIT})
 
 
 @pytest.fixture(scope="module")
 def originals(model):
     held_out = fake.load(model.config, model.config.data.eval_split)
-    return [held_out.original(i) for i in range(4)]
+    return [held_out.original(i) for i in range(LIMIT)]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,8 @@ def test_overlays_show_what_evaluation_judges(
         for label, name in enumerate(NAMES):
             share = (labels == label).mean()
             assert answer["shares"].get(name, 0) == pytest.approx(share)
+        order = [share for *_, share in overlay.shares(labels, NAMES)]
+        assert order == sorted(order, reverse=True)
         [line] = [line for line in told if line.startswith(pictures[i])]
         largest = max(answer["shares"], key=answer["shares"].get)
         assert line.startswith(f"{pictures[i]}: {largest} ")
@@ -101,8 +104,8 @@ def test_overlays_go_into_the_workdir_and_looks_count(workdir, pictures, tmp_pat
 
 def test_the_table_tells_share_iou_and_acc(workdir, figures, tmp_path, capsys):
     out = tmp_path / "evaluation.json"
-    argv = ["evaluate", f"--workdir={workdir}", f"--out={out}", "--config.data.limit=4"]
-    argv.append("--config.batch=8")  # Of windows, which are more.
+    argv = ["evaluate", f"--workdir={workdir}", f"--out={out}"]
+    argv += [f"--config.data.limit={LIMIT}", "--config.batch=8"]  # More windows.
     assert cli.main(argv) == 0
     told = capsys.readouterr().out.splitlines()
     found = json.loads(out.read_text())["evaluators"]["eval"]

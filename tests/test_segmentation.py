@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import files
+import finished
 import runs
 import tiny
-from g2sd_jax import checkpoint, parallel, recipes, stages, train
+from g2sd_jax import checkpoint, parallel, recipes, stages, tasks, train
 from g2sd_jax import step as stepping
 from g2sd_jax.data import fake, geometry, order
 from g2sd_jax.losses import cross_entropy, distill
@@ -424,6 +426,45 @@ def test_a_teacher_needs_its_head(tmp_path, student):
     config.teacher.checkpoint = path
     with pytest.raises(ValueError, match="needs a fine-tuned segmentor"):
         stages.build(config).frozen()
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    """By its number of classes, and by their names where data and teacher have some."""
+    model = dict(width=24, depth=3, taps=(0, 1, 1, 2))
+    names = ("sky", "road", "car", "tree", "pole")
+    path, *_ = finished.workdir(tmp_path, FINETUNE, model, class_names=names)
+    config = runs.small("specific_seg")
+    config.teacher.checkpoint = path
+    stage = stages.build(config)
+    assert "decode_head" in stage.frozen()["params"]  # Fake data have no names.
+    task = tasks.build(config)
+    assert task.classes() == ()
+    config.data.classes = 6
+    with pytest.raises(
+        ValueError, match=r"knows 5 classes, but config\.data\.classes=6"
+    ):
+        stages.build(config).frozen()
+    config.data.classes = 5
+    held = {}
+    for i in range(2):
+        label_map = np.full((70, 80), i, np.uint8)
+        held[f"val/{i}.png"] = files.encode(files.pixels((70, 80), i), "PNG")
+        held[f"valannot/{i}.png"] = files.encode(label_map, "PNG")
+    config.data.update(source="maps", path=str(files.write(tmp_path / "set", held)))
+    config.data.update(images="{split}/*", labels="{split}annot/*", eval_split="val")
+    for listed, told in (
+        ("sky road car tree pole", None),
+        ("sky road tree car pole", "its label 2 is 'car', that of the data 'tree'"),
+    ):
+        classes = tmp_path / "classes.txt"
+        classes.write_text(listed.replace(" ", "\n") + "\n")
+        config.data.class_list = str(classes)
+        stage = stages.build(config)
+        if told is None:
+            assert stage.frozen()
+            continue
+        with pytest.raises(ValueError, match=told):
+            stage.frozen()
 
 
 # Mistakes.

@@ -43,6 +43,8 @@ def task(size, lr=1e-4, layer_decay=0.65):
     config.inference.mode = "slide"  # slide, whole: windows, or one picture as one.
     config.inference.fit = (512, 2048)  # Shorter, longer side at most, before slide.
     config.inference.stride = (341, 341)  # From window to window, rows and columns.
+    config.inference.scales = (1.0,)  # More: probabilities of all are averaged.
+    config.inference.flip = False  # True: of the mirrored picture, too.
     config.optim = common.adamw(
         "segmentation",
         schedule="poly",

@@ -6,21 +6,23 @@ import io
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from g2sd_jax import core, metrics, parallel
+from g2sd_jax import core, metrics, palette, parallel
 from g2sd_jax import workdir as folder
 
 PICTURE = "first_batch.png"
 NAMED = 5  # Classes told from either end of the histogram.
 SIDES = (96, 256)  # Pixels that the longer side of a shown picture is brought into.
 COLUMNS = 8
-LINE = 14  # Pixels of a line of text.
+LINE = palette.LINE
+MOSTLY = 0.9  # Share of ignored pixels that is told as a mistake.
 
 
 def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
-    """Counts, the histogram of labels, and the first batch as the device sees it.
+    """Counts, the histograms of labels, and the first batch as the device sees it.
 
     Args:
         config: the run's.
@@ -32,6 +34,9 @@ def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
     """
     for line in counts(config, dataset):
         metrics.say(line)
+    if "label_map" in batch:
+        for line in pixel_lines(config, pixels_by_label(batch), dataset.classes):
+            metrics.say(line)
     if config.shown < 1:
         return
     seen, mean, std = look(stage, batch, key, config.shown)
@@ -84,6 +89,57 @@ def name_of(label, classes) -> str:
     return str(classes[label]) if classes else str(label)
 
 
+def of_pixels(label, classes) -> str:
+    return "ignored" if label == palette.IGNORED else name_of(label, classes)
+
+
+def pixels_by_label(batch) -> np.ndarray:
+    """[256] pixels of every label in the whole batch, padding counted as ignored.
+
+    All that happens to label maps on the device is that they are mirrored.
+    """
+    everywhere = parallel.replicated(batch["label_map"].sharding.mesh)
+    count = lambda label_map: jnp.bincount(label_map.reshape(-1), length=256)
+    counted = jax.jit(count, out_shardings=everywhere)(batch["label_map"])
+    return np.asarray(jax.device_get(counted), np.int64)
+
+
+def pixel_lines(config, found: np.ndarray, classes) -> list[str]:
+    """Lines about the label maps of a batch: what is on them, what looks wrong."""
+    share = found / found.sum()
+    ignored = share[palette.IGNORED]
+    order = np.argsort(-found[: palette.IGNORED], kind="stable")
+    present = [label for label in order if found[label]]
+    told = [f"{name_of(label, classes)} {share[label]:.1%}" for label in present]
+    if len(told) > 2 * NAMED:
+        told = [*told[:NAMED], "…", *told[-NAMED:]]
+    lines = [
+        f"pixels of the first batch: {', '.join(told) or 'none of any class'}; "
+        f"{ignored:.1%} ignored or padded"
+    ]
+    absent = sorted(set(range(config.data.classes)) - set(present))
+    if absent:
+        named = ", ".join(name_of(label, classes) for label in absent[: 2 * NAMED])
+        more = len(absent) - 2 * NAMED
+        named += f" and {more} more" if more > 0 else ""
+        lines.append(f"classes without a pixel in it: {named}")
+    if not present:
+        wrong = "every pixel of the first batch is ignored: nothing can be learned"
+    elif ignored > MOSTLY:
+        wrong = f"{ignored:.1%} of the first batch's pixels are ignored"
+    elif len(present) == 1 < config.data.classes:
+        wrong = f"all of the first batch is {name_of(present[0], classes)}"
+    else:
+        return lines
+    data = config.data
+    return [
+        *lines,
+        f"WARNING: {wrong}. Look at first_batch.png, and check config.data.ignore="
+        f"{tuple(data.ignore)}, config.data.reduce_zero_label={data.reduce_zero_label} "
+        f"and config.data.labels={data.labels!r}.",
+    ]
+
+
 def look(stage: core.Stage, batch, key, count: int):
     """The first examples after the draws of step 0, and all pixels' mean and std."""
     where = next(iter(batch.values())).sharding
@@ -108,18 +164,28 @@ def in_levels(config, mean, std) -> str:
 
 
 def sheet(config, seen: dict, classes) -> Image.Image:
-    """All pictures on one, in reading order, each with what it is called."""
-    image = levels(config, seen["image"])
-    tiles = [
-        tile(image[i], caption(config, seen, i, classes)) for i in range(len(image))
-    ]
-    columns = min(COLUMNS, len(tiles))
+    """All pictures on one, in reading order, each with what it is called.
+
+    With label maps each picture stands beside itself in the colours of its labels, and
+    a legend below them all.
+    """
+    image, columns = levels(config, seen["image"]), COLUMNS
+    said = [caption(config, seen, i, classes) for i in range(len(image))]
+    beside = [None] * len(image)
+    if "label_map" in seen:
+        beside = map(palette.tinted, image, seen["label_map"])
+        columns //= 2
+    tiles = [tile(*each) for each in zip(image, said, beside, strict=True)]
+    columns = min(columns, len(tiles))
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
     whole = Image.new("RGB", (columns * width, rows * height), "white")
     for i, each in enumerate(tiles):
         whole.paste(each, (i % columns * width, i // columns * height))
-    return whole
+    if "label_map" not in seen:
+        return whole
+    found = [(int(at), of_pixels(at, classes)) for at in np.unique(seen["label_map"])]
+    return palette.above(whole, palette.legend(found, whole.width))
 
 
 def levels(config, image):
@@ -130,25 +196,32 @@ def levels(config, image):
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, -1)
 
 
-def tile(image, text: str) -> Image.Image:
-    """One picture [H, W, 3] above its caption; a dense task draws into it here."""
-    picture = Image.fromarray(image)
+def tile(image, text: str, beside=None) -> Image.Image:
+    """One picture [H, W, 3], perhaps another one beside it, above its caption."""
+    pictures = [Image.fromarray(each) for each in (image, beside) if each is not None]
     low, high = SIDES
-    longer = max(picture.size)
+    longer = max(pictures[0].size)
     scale = -(-low // longer) if longer < low else min(1.0, high / longer)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    width, height = (max(1, round(side * scale)) for side in pictures[0].size)
     kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    whole = Image.new("RGB", (size[0] + 4, size[1] + 2 * LINE + 4), "white")
-    whole.paste(picture.resize(size, kind), (2, 2))
+    size = (len(pictures) * (width + 2) + 2, height + 2 * LINE + 4)
+    whole = Image.new("RGB", size, "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture.resize((width, height), kind), (2 + i * (width + 2), 2))
     for line, words in enumerate(text.split("\n")):
-        # Pillow's own font need not know every letter.
-        words = words.encode("latin-1", "replace").decode("latin-1")
-        ImageDraw.Draw(whole).text((2, size[1] + 2 + line * LINE), words, fill="black")
+        words = palette.letters(words)
+        ImageDraw.Draw(whole).text((2, height + 2 + line * LINE), words, fill="black")
     return whole
 
 
 def caption(config, seen: dict, i: int, classes) -> str:
-    """Its label; of a mixed picture both, and how much of each."""
+    """Its label; of a mixed picture both, and how much of each; of a map the most."""
+    if "label_map" in seen:
+        labels, found = np.unique(seen["label_map"][i], return_counts=True)
+        most = np.argsort(-found, kind="stable")[:4]
+        share, named = found / found.sum(), [of_pixels(at, classes) for at in labels]
+        told = [f"{named[k]} {share[k]:.0%}" for k in most]
+        return "\n".join(", ".join(told[k : k + 2]) for k in range(0, len(told), 2))
     if "target" not in seen:
         return name_of(seen["label"][i], classes) if "label" in seen else ""
     smoothing, target = config.augment.smoothing, seen["target"][i]

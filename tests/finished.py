@@ -8,6 +8,7 @@ import numpy as np
 
 import runs
 from g2sd_jax import checkpoint, core, stages
+from g2sd_jax import workdir as files
 
 
 def made(name, model=None):
@@ -27,7 +28,11 @@ def made(name, model=None):
     rng = np.random.default_rng(0)
     # No bias is zero, no scale one.
     draw = lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
-    return config, stage, jax.tree.map(draw, shapes)
+    variables = jax.tree.map(draw, shapes)
+    if "batch_stats" in variables:  # Of which half are variances.
+        positive = lambda leaf: np.abs(leaf) + np.float32(0.5)
+        variables["batch_stats"] = jax.tree.map(positive, variables["batch_stats"])
+    return config, stage, variables
 
 
 def workdir(folder, name, model=None, **described):
@@ -42,7 +47,9 @@ def workdir(folder, name, model=None, **described):
     config, stage, variables = made(name, model)
     path = str(folder / "run")
     manager = checkpoint.Manager(path, keep=1)
-    state = core.TrainState(jnp.int32(1), variables["params"], {}, {})
-    manager.save(1, state, dict(stage.describe, stage=name, **described))
+    kept = {key: value for key, value in variables.items() if key != "params"}
+    state = core.TrainState(jnp.int32(1), variables["params"], kept, {})
+    manager.save(1, state, dict(stage.describe, stage=config.stage, **described))
     manager.close()
+    files.write_json(f"{path}/{files.CONFIG}", files.plain(config))
     return path, config, variables

@@ -313,7 +313,8 @@ def test_unreadable_pairs_are_listed_and_replaced(tmp_path):
         dataset = source.load(recipe(path, max_bad_share=0.5), "training")
         batch = dataset.fetch(np.arange(5), 0)
         assert batch["index"].tolist() == [0, 3, 3, 3, 4] and batch["valid"].all()
-        judged = segmentation.windows_of(recipe(path, max_bad_share=0.5, **JUDGED))
+        config = recipe(path, max_bad_share=0.5, **JUDGED)
+        judged = segmentation.windows_of(lambda: dataset, config)
         scenes = {id(scene): scene for _, held in judged() for scene, _ in held}
         assert len(scenes) == 3
         for _, examples in order.eval_batches(

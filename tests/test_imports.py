@@ -23,13 +23,15 @@ CORE = {"", "core"}
 MATHS = CORE | {"ops", "losses"}
 MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
 MACHINE |= {"data", "step", "workdir", "feed", "clock", "summary"}
-MACHINE |= {"cluster", "evaluation", "nonfinite", "orbax_errors", "retention"}
+MACHINE |= {"cluster", "evaluation", "nonfinite", "orbax_errors"}
+MACHINE |= {"palette", "retention"}
 TASKS = MACHINE | {"tasks"}
 TRAIN = TASKS | {"stages", "train", "recipes"}
 TOP = TRAIN | {"main", "cli", "tools"}
 ALLOWED = {
     "": set(),
     "core": {""},
+    "palette": set(),
     "recipes": CORE,
     "wire": set(),
     "peers": CORE | {"wire"},

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import files
+import finished
 import runs
 import tiny
-from g2sd_jax import checkpoint, parallel, recipes, stages
+from g2sd_jax import checkpoint, evaluation, parallel, recipes, stages, tasks
 from g2sd_jax import step as stepping
 from g2sd_jax.data import fake, geometry, order
 from g2sd_jax.losses import cross_entropy, distill
@@ -191,6 +193,9 @@ class Coloured:
         return {"logits": jax.nn.one_hot(label, self.classes)}
 
 
+LOOKS = {"scales": (0.5, 1.0, 1.75), "flip": True}
+
+
 @pytest.mark.parametrize("mode", sliding.MODES)
 @pytest.mark.parametrize("hosts", [1, 3])
 def test_pictures_of_mixed_sizes_need_one_program(mode, hosts, rng):
@@ -231,6 +236,65 @@ def test_pictures_of_mixed_sizes_need_one_program(mode, hosts, rng):
     assert merged["confusion"].sum() == sum(h * w for h, w in sizes)
     assert network.shapes == {(4, 64, 64, 3)}
     assert evaluator.finish(merged)["aAcc"] > 90  # Small ones were enlarged.
+
+
+def test_many_looks_compile_what_one_does(student):
+    """Through the real network and evaluator, pictures of five sizes."""
+    config, _, variables = student
+    config = config.copy_and_resolve_references()
+    config.data.limit = 5
+    mesh, counts, windows = parallel.make_mesh(config.mesh), [], []
+    held_out = fake.load(config, config.data.eval_split)
+    assert len({held_out.original(i)["image"].shape for i in range(5)}) == 5
+    for looks in ({}, LOOKS):
+        config.inference.update(looks)
+        evaluator = stages.build(config).evaluators["eval"]
+        predict = evaluation.compiled(evaluator, mesh)
+        state = evaluation.fold(evaluator, predict, mesh, variables, {})
+        assert predict._cache_size() == 1
+        counts.append(state["confusion"])
+        windows.append(
+            sum(int(batch["valid"].sum()) for batch, _ in evaluator.batches())
+        )
+    assert counts[0].sum() == counts[1].sum() and (counts[0] != counts[1]).any()
+    assert windows[1] > 6 * windows[0]  # The largest look alone has more than twice.
+
+
+def test_looks_are_averaged_as_probabilities(rng):
+    """Against the same by hand, for a network that sees what is mirrored."""
+    weights = rng.normal(size=(16, 16, 3, 4)) * 4  # By place: no look is like another.
+
+    def network(image):  # [h, w, 3] of at most a window -> [16, 16, C]
+        canvas = np.zeros((64, 64, 3))
+        canvas[: image.shape[0], : image.shape[1]] = image / 255 - 0.5
+        return np.einsum("hwc,hwcl->hwl", canvas[::4, ::4], weights)
+
+    plan = sliding.Plan("slide", (64, 64), (43, 43), (40, 256), (0.75, 1.5), True)
+    size = (48, 45)  # One window even where it is largest.
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    scene = sliding.Scene({"image": image}, plan)
+    for at, window in scene.windows.items():
+        last = scene.add(at, network(window))
+    assert last and len(scene.windows) == 4
+    total = 0
+    for scale in (0.75, 1.5):
+        own = geometry.fit_size(size, (int(40 * scale), 1000))
+        seen = geometry.resize_image(image, own)
+        for mirrored in (False, True):
+            logits = network(seen[:, ::-1] if mirrored else seen)
+            bilinear = lambda x, to: jax.image.resize(
+                x, (*to, 4), "linear", antialias=False
+            )
+            logits = bilinear(bilinear(logits, (64, 64))[: own[0], : own[1]], size)
+            likely = jax.nn.softmax(logits)
+            total += likely[:, ::-1] if mirrored else likely
+    want = np.asarray(total).argmax(-1)
+    assert scene.truth is None
+    np.testing.assert_array_equal(scene.answer(), want)
+    alone = sliding.Scene({"image": image}, plan._replace(scales=(1.5,), flip=False))
+    for at, window in alone.windows.items():
+        alone.add(at, network(window))
+    assert (alone.answer() != want).mean() > 0.1
 
 
 def test_a_whole_picture_is_one_window():
@@ -364,6 +428,45 @@ def test_a_teacher_needs_its_head(tmp_path, student):
         stages.build(config).frozen()
 
 
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    """By its number of classes, and by their names where data and teacher have some."""
+    model = dict(width=24, depth=3, taps=(0, 1, 1, 2))
+    names = ("sky", "road", "car", "tree", "pole")
+    path, *_ = finished.workdir(tmp_path, FINETUNE, model, class_names=names)
+    config = runs.small("specific_seg")
+    config.teacher.checkpoint = path
+    stage = stages.build(config)
+    assert "decode_head" in stage.frozen()["params"]  # Fake data have no names.
+    task = tasks.build(config)
+    assert task.classes() == ()
+    config.data.classes = 6
+    with pytest.raises(
+        ValueError, match=r"knows 5 classes, but config\.data\.classes=6"
+    ):
+        stages.build(config).frozen()
+    config.data.classes = 5
+    held = {}
+    for i in range(2):
+        label_map = np.full((70, 80), i, np.uint8)
+        held[f"val/{i}.png"] = files.encode(files.pixels((70, 80), i), "PNG")
+        held[f"valannot/{i}.png"] = files.encode(label_map, "PNG")
+    config.data.update(source="maps", path=str(files.write(tmp_path / "set", held)))
+    config.data.update(images="{split}/*", labels="{split}annot/*", eval_split="val")
+    for listed, told in (
+        ("sky road car tree pole", None),
+        ("sky road tree car pole", "its label 2 is 'car', that of the data 'tree'"),
+    ):
+        classes = tmp_path / "classes.txt"
+        classes.write_text(listed.replace(" ", "\n") + "\n")
+        config.data.class_list = str(classes)
+        stage = stages.build(config)
+        if told is None:
+            assert stage.frozen()
+            continue
+        with pytest.raises(ValueError, match=told):
+            stage.frozen()
+
+
 # Mistakes.
 
 
@@ -383,14 +486,21 @@ def test_a_teacher_needs_its_head(tmp_path, student):
         ("inference.mode", "slides", "slide"),
         ("inference.stride", (65, 64), "leaves gaps"),
         ("inference.fit", (64,), "two positive sides"),
+        ("inference.scales", (), "one or more ratios above 0"),
+        ("inference.scales", (1.0, 0.0), "one or more ratios above 0"),
+        ("inference", dict(mode="whole", scales=(0.5, 1.0)), "each picture is one"),
         ("task", "segment", "segmentation"),
     ],
 )
 def test_refused_by_name(key, value, told):
     config = runs.small(FINETUNE)
     with config.unlocked():
-        *group, leaf = key.split(".")
-        (config[group[0]] if group else config)[leaf] = value
+        given = (
+            {f"{key}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
+        config.update_from_flattened_dict(given)
     with pytest.raises(ValueError) as error:
         stages.build(config)
     assert told in str(error.value)

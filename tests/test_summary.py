@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import runs
-from g2sd_jax import core, parallel, stages, summary, train
+from g2sd_jax import core, palette, parallel, stages, summary, train
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import order, source
 from g2sd_jax.ops import augment
@@ -136,3 +136,67 @@ def test_pictures_of_any_size_and_channels_become_tiles():
         low, high = summary.SIDES
         assert low <= max(tile.size[0], tile.size[1] - 2 * summary.LINE) - 4 <= high
         assert (np.asarray(tile)[-2 * summary.LINE :] < 128).any()
+
+
+def pixels(**found):
+    """[256] counts by label, those of 255 as `ignored`."""
+    counted = np.zeros(256, np.int64)
+    counted[255] = found.pop("ignored", 0)
+    for label, count in found.items():
+        counted[int(label[1:])] = count
+    return counted
+
+
+def test_pixels_are_told_by_name_and_mistakes_plainly():
+    config = runs.small("finetune:task=segmentation")
+    names = ("sky", "road", "car", "tree", "pole")
+    told = summary.pixel_lines(config, pixels(_1=60, _0=25, _4=5, ignored=10), names)
+    assert told == [
+        "pixels of the first batch: road 60.0%, sky 25.0%, pole 5.0%; 10.0% ignored "
+        "or padded",
+        "classes without a pixel in it: car, tree",
+    ]
+    for found, wrong in (
+        (dict(ignored=7), "WARNING: every pixel of the first batch is ignored"),
+        (dict(_1=2, _2=2, ignored=96), "WARNING: 96.0% of the first batch's pixels"),
+        (dict(_2=9, ignored=1), "WARNING: all of the first batch is car"),
+    ):
+        *_, last = summary.pixel_lines(config, pixels(**found), names)
+        assert last.startswith(wrong) and "config.data.ignore=()" in last
+    config.data.classes = 40
+    found = pixels(**{f"_{label}": 100 - label for label in range(15)})
+    first, second = summary.pixel_lines(config, found, ())
+    assert "0 7.2%, 1 7.1%, 2 7.0%, 3 7.0%, 4 6.9%, …, 10 6.5%" in first
+    assert second.endswith("15, 16, 17, 18, 19, 20, 21, 22, 23, 24 and 15 more")
+
+
+def test_a_segmentor_shows_its_label_maps(tmp_path, capsys):
+    config = runs.small("finetune:task=segmentation", shown=3)
+    stage = stages.build(config)
+    dataset, host, batch = first_batch(config)
+    key = jax.random.key(3)
+    summary.tell(config, stage, dataset, batch, key, str(tmp_path))
+    told = capsys.readouterr().out
+    ignored = (host["label_map"] == 255).mean()
+    assert f"; {ignored:.1%} ignored or padded" in told and "WARNING" not in told
+    seen, *_ = summary.look(stage, batch, key, 3)
+    # The maps are mirrored with their pictures.
+    mirrored = [(seen["label_map"][i] != host["label_map"][i]).any() for i in range(3)]
+    assert any(mirrored) and not all(mirrored)
+    levels = summary.levels(config, seen["image"])
+    with Image.open(tmp_path / "first_batch.png") as picture:
+        shown = np.asarray(picture)
+    # Of 64 pixels, twice as large, twice beside each other; below is the legend.
+    width, height = 2 * 128 + 6, 128 + 4 + 2 * summary.LINE
+    assert shown.shape[1] == 3 * width and shown.shape[0] > height
+    for i in range(3):
+        left = i * width + 2
+        whole = shown[2:130:2, left : left + 128 : 2]
+        np.testing.assert_array_equal(whole, levels[i])
+        tinted = shown[2:130:2, left + 130 : left + 258 : 2]
+        want = palette.tinted(levels[i], seen["label_map"][i])
+        np.testing.assert_array_equal(tinted, want)
+        for label in np.unique(seen["label_map"][i]):
+            here = (shown[height:] == palette.colours()[label]).all(axis=-1)
+            assert here.sum() >= 64
+    assert summary.caption(config, seen, 0, ()).count("%") >= 2

@@ -11,7 +11,6 @@ import safetensors.numpy
 from PIL import Image
 from scipy import special
 
-import runs
 from g2sd_jax import cli, stages, train
 from g2sd_jax.data import source
 from g2sd_jax.models import features
@@ -142,15 +141,6 @@ def test_what_an_autoencoder_can_not_do_is_told(workdirs, files, capsys):
         assert cli.main(list(argv)) == 2
         err = capsys.readouterr().err
         assert told in err and err.count("\n") == 1
-
-
-def test_a_segmentor_is_refused_by_name():
-    config = runs.small("finetune:task=segmentation")
-    model = finished.Finished("run", config, stages.build(config), {}, {})
-    with pytest.raises(ValueError, match="run is a segmentor, which gives every pixel"):
-        predict.predict(model, ["x.png"])
-    with pytest.raises(ValueError, match="run is a segmentor, whose encoder"):
-        embed.encoder(model, "last", "")
 
 
 def test_features_are_those_the_head_reads(classifier, autoencoder):

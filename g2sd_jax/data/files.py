@@ -17,17 +17,7 @@ def read(config, paths):
         config: the whole recipe.
         paths: of the files.
     """
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        raise ValueError(f"there is no picture {', '.join(missing)}.")
-    held = encoded.Encoded(
-        count=len(paths),
-        classes=(),
-        labels=None,
-        read=lambda index: Path(paths[index]).read_bytes(),
-        name=lambda index: paths[index],
-        origin="the pictures",
-    )
+    held = named(paths)
     size, channels = config.model.image_size, config.model.channels
     if config.data.source in IN_MEMORY:
         return pictures.decode(held, size, channels)
@@ -41,3 +31,33 @@ def read(config, paths):
         )
         pictures.named(held, row, place)
     return batch["image"]
+
+
+def originals(config, paths):
+    """Yields each picture whole, [h, w, C] uint8 at its own size.
+
+    Args:
+        config: the whole recipe.
+        paths: of the files.
+    """
+    held, channels = named(paths), config.model.channels
+    decoder.check_channels(channels)
+    for index in range(held.count):
+        picture = pictures.opened(held, index, channels)
+        whole = lambda picture=picture: picture.cut((0, 0, *picture.size))[0]
+        yield pictures.named(held, index, whole)
+
+
+def named(paths) -> encoded.Encoded:
+    """The files as what a source lists; refuses those that are not there."""
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise ValueError(f"there is no picture {', '.join(missing)}.")
+    return encoded.Encoded(
+        count=len(paths),
+        classes=(),
+        labels=None,
+        read=lambda index: Path(paths[index]).read_bytes(),
+        name=lambda index: paths[index],
+        origin="the pictures",
+    )

@@ -75,8 +75,9 @@ def build(config) -> core.Stage:
 
     def fit(weights):
         if weights is not None:
-            check_teacher(weights)
+            check_teacher(weights, config.data.classes)
             agreement.pictures(weights, config, "config.teacher.checkpoint")
+            agreement.classes(weights, task.classes, "config.teacher.checkpoint")
         return lambda key: upernet.init(teacher, key)
 
     def probe(frozen, batch):
@@ -89,11 +90,23 @@ def build(config) -> core.Stage:
     return finetune.from_task(task)._replace(loss=loss, frozen=frozen, probe=probe)
 
 
-def check_teacher(weights: loading.Weights) -> None:
-    """Refuses a file without decode head: its logits would be those of random ones."""
+def check_teacher(weights: loading.Weights, classes: int) -> None:
+    """Refuses a file without decode head, whose logits would be those of random ones.
+
+    And one that knows another number of classes than the data: names are compared by
+    `agreement.classes`, but few files have them.
+    """
     if not segmentation.has_head(weights):
         raise ValueError(
             f"config.teacher.checkpoint={weights.source!r} holds {weights.summary()}. "
             "Specific distillation needs a fine-tuned segmentor: use the workdir of a "
             "finetune:task=segmentation run, or a published segmentation checkpoint."
+        )
+    known = len(weights.arrays[f"{loading.CONV_SEG}.weight"])
+    if known != classes:
+        raise ValueError(
+            f"config.teacher.checkpoint={weights.source!r} knows {known} classes, but "
+            f"config.data.classes={classes}: channel by channel, its logits would be "
+            "taken for those of others. Use a teacher of these classes, or its classes "
+            "(and its config.data.ignore and reduce_zero_label)."
         )

@@ -106,9 +106,10 @@ def breakdown(confusion: np.ndarray, names=()) -> list[dict]:
         confusion: [C, C] counts by true class (row) and predicted class (column).
         names: of the classes, () where they have none.
     Returns:
-        Dicts of `class`, `name`, `count`, `recall`, `precision`, `iou` in % (None
-        where nothing was there to count) and `mistaken_for`, the most frequent wrong
-        answer with its count, or None.
+        Dicts of `class`, `name`, `count`, `share` of all that counts, `recall` (the
+        Acc of segmentation), `precision`, `iou` in % (None where nothing was there to
+        count) and `mistaken_for`, the most frequent wrong answer with its count, or
+        None.
     """
     hit = np.diag(confusion)
     truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
@@ -123,6 +124,7 @@ def breakdown(confusion: np.ndarray, names=()) -> list[dict]:
                 "class": label,
                 "name": named(label),
                 "count": int(truth[label]),
+                "share": share(truth[label], truth.sum()),
                 "recall": share(hit[label], truth[label]),
                 "precision": share(hit[label], predicted[label]),
                 "iou": share(hit[label], truth[label] + predicted[label] - hit[label]),

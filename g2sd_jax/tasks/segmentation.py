@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from g2sd_jax import core, parallel
-from g2sd_jax.data import order, source
+from g2sd_jax.data import order
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, upernet, vit
 from g2sd_jax.ops import label_maps
@@ -79,8 +79,9 @@ def build(config) -> core.Task:
         image = label_maps.prepare(batch, {}, plain)["image"]
         return {"logits": model.apply(variables, image, False).logits}
 
+    held_out = classification.eval_split(config)
     evaluator = confusion.evaluator(
-        predict, windows_of(config), config.data.classes, answers
+        predict, windows_of(held_out, config), config.data.classes, answers
     )
     return core.Task(
         init=lambda key, batch: upernet.init(model, key),
@@ -91,6 +92,7 @@ def build(config) -> core.Task:
         evaluators={"eval": evaluator},
         warm_start=lambda variables: warm_start(variables, config),
         describe=upernet.describe(config),
+        classes=lambda: held_out().classes,
     )
 
 
@@ -121,20 +123,16 @@ def has_head(weights: loading.Weights) -> bool:
     return f"{loading.CONV_SEG}.weight" in weights.arrays
 
 
-def windows_of(config):
-    """() -> batches of windows of the evaluation split, equally many on every host."""
+def windows_of(dataset, config):
+    """() -> batches of windows of `dataset()`, equally many on every host."""
     plan = sliding.plan(config)
-
-    @functools.cache
-    def dataset():
-        found = source.load(config, config.data.eval_split, evaluate=True)
-        # Only originals are judged.
-        return found._replace(fetch=lambda indices, epoch=None: {})
 
     def batches():
         hosts = jax.process_index(), jax.process_count()
         rows = config.batch // hosts[1]
-        for _, examples in order.eval_batches(dataset(), config.batch, *hosts):
+        # Only originals are judged.
+        judged = dataset()._replace(fetch=lambda indices, epoch=None: {})
+        for _, examples in order.eval_batches(judged, config.batch, *hosts):
             # What cannot be read is {}.
             scenes = [sliding.Scene(example, plan) for example in examples if example]
             windows = [(scene, at) for scene in scenes for at in scene.windows]

@@ -5,12 +5,14 @@
 Only windows go to the device, always equally many of one size, so that one program
 serves every picture. Their logits are enlarged, averaged where windows overlap and
 resized to the original's size: all of it linear and separable, hence one matrix per
-axis, applied on the host.
+axis, applied on the host. A picture may be looked at in several sizes, and mirrored;
+then the probabilities of all looks are averaged.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from g2sd_jax import core
 from g2sd_jax.data import geometry
@@ -27,6 +29,14 @@ class Plan(NamedTuple):
     window: tuple[int, int]  # (height, width) of the network
     stride: tuple[int, int]
     fit: tuple[int, int]  # Shorter and longer side at most, before it is cut.
+    scales: tuple[float, ...] = (1.0,)  # Times `fit`: as many looks at a picture.
+    flip: bool = False  # Whether it is looked at mirrored, too.
+
+    @property
+    def looks(self) -> list[tuple[float, bool]]:
+        """(scale, whether mirrored) of each."""
+        flips = (False, True) if self.flip else (False,)
+        return [(scale, mirrored) for scale in self.scales for mirrored in flips]
 
 
 def plan(config) -> Plan:
@@ -44,13 +54,26 @@ def plan(config) -> Plan:
             f"config.inference.stride={tuple(said.stride)} leaves gaps between windows "
             f"of config.model.image_size={window}; use steps of at most that."
         )
-    return Plan(said.mode, window, tuple(said.stride), tuple(said.fit))
+    scales = tuple(said.scales)
+    if not scales or min(scales) <= 0:
+        raise ValueError(
+            f"config.inference.scales={scales}: give one or more ratios above 0, such "
+            "as 1.0 (published), or 0.5,0.75,1.0,1.25,1.5,1.75."
+        )
+    if said.mode == "whole" and scales != (1.0,):
+        raise ValueError(
+            f"config.inference.scales={scales} cuts a larger picture into more windows,"
+            " but with config.inference.mode=whole each picture is one; use slide."
+        )
+    return Plan(
+        said.mode, window, tuple(said.stride), tuple(said.fit), scales, said.flip
+    )
 
 
-def fitted(size, plan: Plan) -> tuple[int, int]:
+def fitted(size, plan: Plan, scale: float = 1.0) -> tuple[int, int]:
     """(height, width) at which a picture of `size` is looked at."""
     if plan.mode == "slide":
-        return geometry.fit_size(size, plan.fit)
+        return geometry.fit_size(size, geometry.scaled_box(plan.fit, scale))
     factor = min(have / side for have, side in zip(plan.window, size, strict=True))
     return tuple(max(1, int(side * factor + 0.5)) for side in size)
 
@@ -122,23 +145,40 @@ class Scene:
     """A picture under judgement: its windows' logits, until all have arrived."""
 
     def __init__(self, example, plan: Plan):
-        self.truth = example["label_map"]
-        self._plan, image = plan, example["image"]
-        image = geometry.resize_image(image, fitted(image.shape[:2], plan))
-        self._size, self._logits = image.shape[:2], {}
-        self.windows = cut(image, plan)
+        image, self.truth = example["image"], example.get("label_map")
+        self._out_size, self._plan = image.shape[:2], plan
+        self._sizes, self._logits, self.windows = [], [], {}
+        for look, (scale, mirrored) in enumerate(plan.looks):
+            size = fitted(self._out_size, plan, scale)
+            seen = geometry.resize_image(image, size)
+            seen = seen[:, ::-1] if mirrored else seen
+            self._sizes.append(size)
+            self._logits.append({})
+            self.windows |= {(look, *at): w for at, w in cut(seen, plan).items()}
 
     def add(self, place, logits) -> bool:
         """Takes the logits [h, w, C] of one window; whether it was the last one."""
-        self._logits[place] = logits
-        return len(self._logits) == len(self.windows)
+        look, *at = place
+        self._logits[look][tuple(at)] = logits
+        return sum(map(len, self._logits)) == len(self.windows)
 
     def answer(self) -> np.ndarray:
-        """[H, W] uint8 classes, at the size of the truth."""
-        logits = in_order(self._logits)
-        self._logits = {}  # They are large.
-        strips = merged(logits, self._size, self.truth.shape, self._plan)
-        return np.concatenate([best(strip) for strip in strips])
+        """[H, W] uint8 classes, at the size of the picture."""
+        strips = zip(*map(self._strips, range(len(self._sizes))), strict=True)
+        answer = np.concatenate([best(*looks) for looks in strips])
+        self._logits.clear()  # They are large.
+        return answer
+
+    def _strips(self, look):
+        """What one look says, from the top to the bottom: logits, or probabilities."""
+        logits = in_order(self._logits[look])
+        size, out_size = self._sizes[look], self._out_size
+        for strip in merged(logits, size, out_size, self._plan):
+            if len(self._sizes) == 1:  # The largest logit is the likeliest class.
+                yield strip
+                continue
+            likely = special.softmax(strip, axis=-1)
+            yield likely[:, ::-1] if self._plan.looks[look][1] else likely
 
 
 def in_order(logits: dict) -> np.ndarray:
@@ -148,8 +188,9 @@ def in_order(logits: dict) -> np.ndarray:
     return np.stack([row(i) for i in range(rows)])
 
 
-def best(logits: np.ndarray) -> np.ndarray:
-    return logits.argmax(axis=-1).astype(np.uint8)
+def best(*looks: np.ndarray) -> np.ndarray:
+    """[h, w] uint8: the class with the largest sum over all looks [h, w, C]."""
+    return sum(looks).argmax(axis=-1).astype(np.uint8)
 
 
 def padded(windows: list, count: int, plan: Plan, channels: int) -> dict:

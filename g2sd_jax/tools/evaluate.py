@@ -50,7 +50,8 @@ def evaluate(model: finished.Finished) -> dict:
         predict = evaluation.compiled(evaluator, mesh)
         timed = evaluator._replace(batches=watch)
         state = evaluation.fold(timed, predict, mesh, variables, frozen)
-        found[name] = dict(metrics=evaluator.finish(state), **watch.rate())
+        unit = "windows" if model.segments else "images"
+        found[name] = dict(metrics=evaluator.finish(state), **watch.rate(unit))
         if evaluator.confusion:
             names = model.describe.get("class_names") or ()
             counts = evaluator.confusion(state)
@@ -84,11 +85,11 @@ class Stopwatch:
             self._ended = self._now()
             self._began = self._began or self._ended
 
-    def rate(self) -> dict:
+    def rate(self, unit: str = "images") -> dict:
         """`images_per_s` of this process, reading included; {} of a single batch."""
         if not self._seen:
             return {}
-        return {"images_per_s": self._seen / (self._ended - self._began)}
+        return {f"{unit}_per_s": self._seen / (self._ended - self._began)}
 
 
 def describe(figures: Mapping) -> str:
@@ -99,12 +100,17 @@ def describe(figures: Mapping) -> str:
         f"{figures['data']['path'] or figures['data']['source']}:"
     ]
     for name, found in figures["evaluators"].items():
-        told = {**found["metrics"]}
-        if "images_per_s" in found:
-            told["images_per_s"] = found["images_per_s"]
-        scores = ", ".join(f"{key} {value:.4g}" for key, value in told.items())
+        rates = {key: value for key, value in found.items() if key.endswith("_per_s")}
+        told = {**found["metrics"], **rates}
+        exact = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        scores = ", ".join(f"{key} {exact(value)}" for key, value in told.items())
         lines.append(f"  {name}: {scores}")
-        if "classes" in found:
+        if "classes" not in found:
+            continue
+        if "mIoU" in told:
+            lines += ["", *pixel_lines(found["classes"]), ""]
+            lines += matrix_lines(of_rows(found["confusion"]), " in % of its pixels")
+        else:
             lines += ["", *class_lines(found["classes"]), ""]
             lines += matrix_lines(found["confusion"])
     return "\n".join(lines)
@@ -112,12 +118,7 @@ def describe(figures: Mapping) -> str:
 
 def class_lines(rows: Sequence[Mapping]) -> list[str]:
     """The per-class table; of many classes, those that are found least often."""
-    shown, note = rows, []
-    if len(rows) > SHOWN:
-        known = [row for row in rows if row["recall"] is not None]
-        shown = sorted(known, key=lambda row: row["recall"])[:SHOWN]
-        note = [f"  (the {SHOWN} lowest of {len(rows)} classes; --out has all)"]
-    width = max(5, *(len(row["name"]) for row in shown)) if shown else 5
+    shown, width, note = lowest(rows, "recall")
     lines = [f"  {'class':{width}}   count  found %  right %  most often taken for"]
     for row in shown:
         found, right = (percent(row[key]) for key in ("recall", "precision"))
@@ -127,16 +128,47 @@ def class_lines(rows: Sequence[Mapping]) -> list[str]:
     return lines + note
 
 
+def pixel_lines(rows: Sequence[Mapping]) -> list[str]:
+    """The same of a segmentor: how much of the pixels a class has, IoU and Acc."""
+    shown, width, note = lowest(rows, "iou")
+    lines = [f"  {'class':{width}}  share %   IoU %   Acc %  most often taken for"]
+    for row in shown:
+        told = [percent(row[key]) for key in ("share", "iou", "recall")]
+        other = ""
+        if row["mistaken_for"]:
+            wrong, count = row["mistaken_for"]
+            other = f"{wrong} ({100 * count / row['count']:.1f} % of it)"
+        share, iou, accuracy = told
+        name = f"{row['name']:{width}}"
+        lines.append(f"  {name}  {share:>7}  {iou:>6}  {accuracy:>6}  {other}")
+    return lines + note
+
+
+def lowest(rows, key):
+    """The rows that are shown, the width of their names, and what is left out."""
+    shown, note = rows, []
+    if len(rows) > SHOWN:
+        known = [row for row in rows if row[key] is not None]
+        shown = sorted(known, key=lambda row: row[key])[:SHOWN]
+        note = [f"  (the {SHOWN} lowest of {len(rows)} classes; --out has all)"]
+    return shown, max([5, *(len(row["name"]) for row in shown)]), note
+
+
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def matrix_lines(counts: Sequence[Sequence[int]]) -> list[str]:
+def of_rows(counts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """[C, C] whole % of each row's sum, 0 where nothing was counted."""
+    return [[round(100 * n / max(1, sum(row))) for n in row] for row in counts]
+
+
+def matrix_lines(counts: Sequence[Sequence[int]], unit: str = "") -> list[str]:
     """The confusion matrix, if it can be read."""
     if len(counts) > SHOWN:
         return []
     width = 1 + max(len(str(value)) for row in counts for value in [*row, len(counts)])
-    lines = ["  confusion, one row per true class:"]
+    lines = [f"  confusion, one row per true class{unit}:"]
     for label, row in enumerate(counts):
         cells = "".join(f"{value:>{width}}" for value in row)
         lines.append(f"  {label:>4}:{cells}")

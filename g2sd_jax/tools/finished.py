@@ -152,7 +152,7 @@ def config_of(workdir: str, overrides=None) -> ConfigDict:
 
 def completed(config: ConfigDict, workdir: str) -> ConfigDict:
     """An older run's config with the keys that recipes were given since then."""
-    today = core.flatten(recipes.load(config.stage).to_dict())
+    today = core.flatten(recipes.load(recipe_of(config)).to_dict())
     mine = core.flatten(config.to_dict())
     # Only of groups it has: a run without a decoder is not to get one.
     groups = {key.rpartition(".")[0] for key in mine}
@@ -172,9 +172,16 @@ def completed(config: ConfigDict, workdir: str) -> ConfigDict:
     if added:
         metrics.say(
             f"{workdir}/config.json is older than {', '.join(sorted(added))}: taken as "
-            f"the recipe {config.stage} has them"
+            f"the recipe {recipe_of(config)} has them"
         )
     return config
+
+
+def recipe_of(config: ConfigDict) -> str:
+    """The shipped recipe that a run's config has most in common with."""
+    if config.stage == "finetune" and "task" in config:
+        return f"finetune:task={config.task}"
+    return config.stage
 
 
 def from_run(workdir: str, config: ConfigDict | None = None) -> Finished:

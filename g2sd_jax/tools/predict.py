@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pictures show: `g2sd predict IMAGE… --workdir=DIR`.
 
-Size, normalisation and class names are those of the checkpoint.
+Size, normalisation and class names are those of the checkpoint. A classifier names each
+picture, a segmentor draws the classes of its pixels over it (`overlay`).
 """
 
 import json
@@ -14,7 +15,7 @@ from scipy import special
 
 from g2sd_jax import cli, core
 from g2sd_jax.data import files
-from g2sd_jax.tools import finished
+from g2sd_jax.tools import finished, overlay
 
 FIRST = 5  # Classes that are printed.
 
@@ -22,32 +23,40 @@ FIRST = 5  # Classes that are printed.
 def main(argv: Sequence[str]) -> int:
     parser = cli.Parser("predict")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--out", default="", help="file for all answers, as JSON")
+    parser.add_argument(
+        "--out",
+        default="",
+        help="file for all answers, as JSON; of a segmentor, the folder of its "
+        f"overlays (default: WORKDIR/{overlay.FOLDER})",
+    )
     args = finished.parse(parser, argv)
+    if args.finished.segments:
+        for answer in overlay.write(args.finished, args.images, args.out):
+            print(f"{answer['image']}: {told(answer['shares'])}; {answer['drawn']}")
+        return 0
     answers = predict(args.finished, args.images)
     for answer in answers:
-        first = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
-        told = ", ".join(f"{name} {100 * p:.1f} %" for name, p in first[:FIRST])
-        print(f"{answer['image']}: {told}")
+        print(f"{answer['image']}: {told(answer['probabilities'])}")
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
             json.dump(answers, file, indent=2)
     return 0
 
 
+def told(found: dict[str, float]) -> str:
+    """The largest shares or probabilities, by name."""
+    first = sorted(found.items(), key=lambda item: -item[1])[:FIRST]
+    return ", ".join(f"{name} {100 * value:.1f} %" for name, value in first)
+
+
 def predict(model: finished.Finished, images: Sequence[str]) -> list[dict]:
-    """The answers of the stage's own evaluator, one dict per picture."""
+    """The answers of a classifier's own evaluator, one dict per picture."""
     evaluator = model.stage.evaluators.get("eval")
     if evaluator is None:
         raise ValueError(
             f"{model.source} is a run of stage {model.config.stage}, which names "
             "nothing; g2sd reconstruct shows what an autoencoder guesses, g2sd embed "
             "writes its features."
-        )
-    if model.segments:
-        raise ValueError(
-            f"{model.source} is a segmentor, which gives every pixel a class and a "
-            "picture none; g2sd evaluate judges it on its config's pictures."
         )
     names = tuple(model.describe.get("class_names") or ())
     frozen = model.frozen(evaluator)

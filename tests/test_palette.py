@@ -1,0 +1,54 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Colours of classes are told apart, and drawn where they belong."""
+
+import numpy as np
+from PIL import Image
+
+from g2sd_jax import palette
+
+
+def test_colours_are_told_apart_and_black_is_ignored():
+    table = palette.colours()
+    assert table.shape == (256, 3) and table.dtype == np.uint8
+    assert (table[255] == 0).all()
+    places = palette.lab(table)
+    for count, least in ((11, 50), (21, 35), (150, 14), (255, 11)):
+        chosen = np.concatenate([places[:count], places[255:]])  # And from black.
+        apart = np.linalg.norm(chosen[:, None] - chosen[None], axis=-1)
+        assert apart[~np.eye(count + 1, dtype=bool)].min() > least, count
+
+
+def test_lab_of_known_colours():
+    got = palette.lab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 255]], np.uint8))
+    want = [[100, 0, 0], [53.2, 80.1, 67.2], [32.3, 79.2, -107.9]]
+    np.testing.assert_allclose(got, want, atol=0.15)
+
+
+def test_pictures_are_tinted_pixel_by_pixel():
+    image = np.full((2, 3, 3), 100, np.uint8)
+    label_map = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    got = palette.tinted(image, label_map)
+    want = np.round(0.6 * palette.colours()[[0, 1, 255]] + 40)
+    np.testing.assert_array_equal(got[0], want)
+    np.testing.assert_array_equal(got[1, 2], got[0, 0])
+
+
+def test_a_legend_has_every_colour_and_fits():
+    rows = [(label, f"class {label} – näme") for label in (0, 3, 7, 255)]
+    for width, columns in ((120, 1), (300, 2)):
+        drawn = np.asarray(palette.legend(rows, width))
+        assert drawn.shape[1] == max(width, drawn.shape[1])
+        assert drawn.shape[0] == -(-4 // columns) * palette.LINE + 4
+        for label, _ in rows:
+            here = (drawn == palette.colours()[label]).all(axis=-1)
+            assert here.sum() >= (palette.SWATCH - 1) ** 2, label
+
+
+def test_an_indexed_picture_keeps_its_labels(tmp_path):
+    label_map = np.array([[0, 5], [255, 149]], np.uint8)
+    palette.indexed(label_map).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), label_map)
+        shown = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(shown, palette.colours()[label_map])

@@ -1,0 +1,169 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs make of a finished segmentor: overlays, tables, clear refusals."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import finished as made
+import runs
+from g2sd_jax import cli, palette
+from g2sd_jax.data import fake
+from g2sd_jax.tasks import confusion
+from g2sd_jax.tools import evaluate, finished, overlay
+
+NAMES = ("sky", "road", "car", "tree", "pole")
+LIMIT = 8  # Pictures that are judged.
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A segmentor that was not trained, on invented pictures of many sizes."""
+    folder = tmp_path_factory.mktemp("segmentor")
+    path, *_ = made.workdir(folder, runs.SEGMENTATION[0], class_names=NAMES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return finished.choose(workdir, "", "", {"data.limit": LIMIT})
+
+
+@pytest.fixture(scope="module")
+def originals(model):
+    held_out = fake.load(model.config, model.config.data.eval_split)
+    return [held_out.original(i) for i in range(LIMIT)]
+
+
+@pytest.fixture(scope="module")
+def pictures(originals, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [str(folder / f"{i}.png") for i in range(len(originals))]
+    for path, own in zip(paths, originals, strict=True):
+        Image.fromarray(own["image"]).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def figures(model):
+    return evaluate.evaluate(model)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image), np.asarray(image.convert("RGB"))
+
+
+def test_overlays_show_what_evaluation_judges(
+    workdir, figures, originals, pictures, tmp_path, capsys
+):
+    argv = ["predict", *pictures, f"--workdir={workdir}", f"--out={tmp_path}/o"]
+    assert cli.main(argv) == 0
+    told = capsys.readouterr().out.splitlines()
+    answers = json.loads((tmp_path / "o" / overlay.SHARES).read_text())
+    total = np.zeros((5, 5), np.int64)
+    for i, (own, answer) in enumerate(zip(originals, answers, strict=True)):
+        labels, _ = read(tmp_path / f"o/{i}.labels.png")
+        total += confusion.counts(labels, own["label_map"], 5)
+        assert answer["image"] == pictures[i]
+        for label, name in enumerate(NAMES):
+            share = (labels == label).mean()
+            assert answer["shares"].get(name, 0) == pytest.approx(share)
+        order = [share for *_, share in overlay.shares(labels, NAMES)]
+        assert order == sorted(order, reverse=True)
+        [line] = [line for line in told if line.startswith(pictures[i])]
+        largest = max(answer["shares"], key=answer["shares"].get)
+        assert line.startswith(f"{pictures[i]}: {largest} ")
+        assert line.endswith(f"o/{i}.overlay.png")
+
+        height, width = labels.shape
+        factor = -(-overlay.SMALLEST // max(labels.shape))
+        _, drawn = read(tmp_path / f"o/{i}.overlay.png")
+        want = palette.tinted(own["image"], labels)
+        shown = drawn[: factor * height : factor, : factor * width : factor]
+        np.testing.assert_array_equal(shown, want)
+        legend = drawn[factor * height :]
+        for label in range(5):
+            here = (legend == palette.colours()[label]).all(axis=-1).any()
+            assert here == (label in labels), label
+    assert total.tolist() == figures["evaluators"]["eval"]["confusion"]
+    assert len(np.unique(total.sum(axis=0).nonzero())) > 1  # Not one class for all.
+
+
+def test_overlays_go_into_the_workdir_and_looks_count(workdir, pictures, tmp_path):
+    assert cli.main(["predict", pictures[0], f"--workdir={workdir}"]) == 0
+    plain, _ = read(f"{workdir}/{overlay.FOLDER}/0.labels.png")
+    argv = ["predict", pictures[0], f"--workdir={workdir}", f"--out={tmp_path}"]
+    argv += ["--config.inference.flip=true", "--config.inference.scales=0.5,1,2"]
+    assert cli.main(argv) == 0
+    assert (read(tmp_path / "0.labels.png")[0] != plain).any()
+
+
+def test_the_table_tells_share_iou_and_acc(workdir, figures, tmp_path, capsys):
+    out = tmp_path / "evaluation.json"
+    argv = ["evaluate", f"--workdir={workdir}", f"--out={out}"]
+    argv += [f"--config.data.limit={LIMIT}", "--config.batch=8"]  # More windows.
+    assert cli.main(argv) == 0
+    told = capsys.readouterr().out.splitlines()
+    found = json.loads(out.read_text())["evaluators"]["eval"]
+    assert found["confusion"] == figures["evaluators"]["eval"]["confusion"]
+    counts = np.array(found["confusion"])
+    scores = confusion.scores(counts)
+    for key in ("mIoU", "mAcc", "aAcc"):
+        assert found["metrics"][key] == scores[key]
+        assert any(f"{key} {scores[key]:.4g}" in line for line in told)
+    assert found["windows_per_s"] > 0 and "images_per_s" not in found
+    [header] = [i for i, line in enumerate(told) if "share %   IoU %   Acc %" in line]
+    hit, truth = np.diag(counts), counts.sum(axis=1)
+    union = truth + counts.sum(axis=0) - hit
+    for label, name in enumerate(NAMES):
+        cells = told[header + 1 + label].split()
+        want = (truth[label] / truth.sum(), hit[label] / union[label])
+        want = [*want, hit[label] / truth[label]]
+        assert cells[:4] == [name, *(f"{100 * value:.2f}" for value in want)]
+    [first] = [line for line in told if line.startswith("     0:")]
+    share = np.round(100 * counts[0] / counts[0].sum()).astype(int)
+    assert first.split()[1:] == [str(value) for value in share]
+
+
+def test_many_classes_are_shown_from_the_lowest_iou():
+    counts = np.diag(np.arange(30)) + 1
+    counts[29, 29] = 0
+    lines = evaluate.pixel_lines(confusion.breakdown(counts))
+    assert lines[1].split()[0] == "29" and "20 lowest of 30" in lines[-1]
+    counts[3] = counts[:, 3] = 0  # Neither there nor predicted: nothing to tell.
+    rows = confusion.breakdown(counts)
+    assert (rows[3]["share"], rows[3]["iou"], rows[3]["recall"]) == (0.0, None, None)
+    assert "  3 " not in "\n".join(evaluate.pixel_lines(rows))
+
+
+def test_what_a_segmentor_can_not_do_is_told(workdir, pictures, tmp_path, capsys):
+    twin = tmp_path / "0.jpg"
+    Image.new("RGB", (8, 8)).save(twin)
+    run = f"--workdir={workdir}"
+    for argv, told in (
+        (["embed", *pictures[:1], run, "--out=a.npz"], "is a segmentor, whose encoder"),
+        (["analyse", workdir, workdir, "--out=a.json"], "is a segmentor"),
+        (["reconstruct", pictures[0], run, "--out=a.png"], "and predicts no pixels"),
+        (["predict", pictures[0], str(twin), run], "would both be written as 0.over"),
+        (["predict", "none.png", run, f"--out={tmp_path}/o"], "no picture none.png"),
+    ):
+        assert cli.main(argv) == 2, argv
+        err = capsys.readouterr().err
+        assert told in err and err.count("\n") == 1, (argv, err)
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_older_run_is_completed_by_its_task(workdir, tmp_path, capsys):
+    with open(f"{workdir}/config.json") as file:
+        config = json.load(file)
+    del config["inference"]["flip"], config["inference"]["scales"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = finished.config_of(str(tmp_path)).inference
+    assert (found.flip, found.scales) == (False, (1.0,))
+    said = capsys.readouterr().out
+    assert "is older than inference.flip, inference.scales" in said
+    assert "as the recipe finetune:task=segmentation has them" in said

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from g2sd_jax import cli, parallel, recipes, stages, workdir
+from g2sd_jax import cli, evaluation, parallel, recipes, stages, workdir
 from g2sd_jax import step as stepping
 from g2sd_jax.tools import (
     bench,
@@ -139,7 +139,7 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     if evaluate:
         # The feed has gone on meanwhile.
         waiting += bytes_per_device(example)
-        figures["evaluation"] = evaluation(
+        figures["evaluation"] = evaluations(
             stage, config, mesh, program, frozen, where, waiting
         )
     figures["sources"] = budget.sources(where)
@@ -234,7 +234,7 @@ def step_figures(compiled: Compiled, figures: dict, where: topology.Slice) -> di
     )
 
 
-def evaluation(stage, config, mesh, program, frozen, where, waiting) -> dict:
+def evaluations(stage, config, mesh, program, frozen, where, waiting) -> dict:
     """Memory per device of every evaluator's prediction.
 
     Args:
@@ -247,8 +247,7 @@ def evaluation(stage, config, mesh, program, frozen, where, waiting) -> dict:
     for name, evaluator in stages.build(small).evaluators.items():
         batch, _ = next(iter(evaluator.batches()))
         batch = shapes.of_batch(batch, config.batch, mesh)
-        predict = stage.evaluators[name].predict
-        predict = jax.jit(predict, out_shardings=parallel.batch_sharding(mesh))
+        predict = evaluation.compiled(stage.evaluators[name], mesh)
         compiled = compile_or_refusal(predict, (variables, frozen, batch), where)
         held = dict(parameters=variables, teacher=frozen, batch=batch)
         row = memory(held, compiled, where.chip.memory, waiting)

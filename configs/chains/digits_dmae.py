@@ -24,6 +24,9 @@ LINKS = {
 }
 ROWS = (("teacher", "teacher"), ("MAE", "mae"), ("DMAE", "dmae"))
 
+# The published one, for any batch: LARS takes steps of a share of the weights.
+PROBE_RATE = 6.4
+
 NOTE = (
     "Simplified against the published recipe: the student is fresh instead of MAE's "
     "own, and students pool over their patches. Both students predict raw pixels, as "
@@ -58,7 +61,7 @@ def steps(short=0):
     )
     probe = lambda model: (
         "linprobe:model=custom",
-        digits.common_keys(model, short or 300, lr=0.1 * 64 / 256, warmup_epochs=2.0),
+        digits.common_keys(model, short or 300, lr=PROBE_RATE, warmup_epochs=2.0),
     )
     return {
         "teacher_mae": known["teacher_mae"],

@@ -17,8 +17,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 import runs
-from g2sd_jax import checkpoint, cli, clock, cluster, core, metrics, parallel, train
-from g2sd_jax import step as stepping
+from g2sd_jax import (
+    checkpoint,
+    cli,
+    clock,
+    cluster,
+    core,
+    metrics,
+    parallel,
+    step,
+    train,
+)
 from g2sd_jax.tools import inspect
 
 DESCRIBE = dict(stage="made up", kind="none")
@@ -56,8 +65,8 @@ def manager(tmp_path):
 
 def saved(manager, steps, **scores):
     each = manager()
-    for step in steps:
-        each.save(step, state(step), DESCRIBE)
+    for number in steps:
+        each.save(number, state(number), DESCRIBE)
     each.close()
 
 
@@ -102,8 +111,8 @@ def test_a_save_goes_on_in_the_background_and_is_exact(manager, monkeypatch):
 @pytest.mark.parametrize(("best_is", "expected"), [("max", 2), ("min", 3)])
 def test_the_best_is_kept_beside_the_newest(manager, best_is, expected):
     each = manager(1, best="eval/top1", best_is=best_is)
-    for step, top1 in ((1, 50.0), (2, 90.0), (3, 10.0), (5, 70.0)):
-        each.save(step, state(step), DESCRIBE, {"eval/top1": top1})
+    for number, top1 in ((1, 50.0), (2, 90.0), (3, 10.0), (5, 70.0)):
+        each.save(number, state(number), DESCRIBE, {"eval/top1": top1})
     each.save(6, state(6), DESCRIBE)
     each.close()
     assert manager(1, best="eval/top1", best_is=best_is).steps() == [6, expected]
@@ -363,7 +372,7 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
     config = runs.small("finetune", total_steps=3)
     train.run(config, str(tmp_path))
     (tmp_path / "DONE").unlink()
-    build, restore, grew = stepping.build, checkpoint.Manager.restore, []
+    build, restore, grew = step.build, checkpoint.Manager.restore, []
 
     def without_init(*given):
         def refused(_):
@@ -381,7 +390,7 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
         grew.append((in_memory() - before) / own)
         return found
 
-    monkeypatch.setattr(stepping, "build", without_init)
+    monkeypatch.setattr(step, "build", without_init)
     monkeypatch.setattr(checkpoint.Manager, "restore", measured)
     train.run(config, str(tmp_path))
     assert grew == [pytest.approx(1.0, abs=0.01)]

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import runs
-from g2sd_jax import checkpoint, cli, nonfinite, parallel, stages, train
-from g2sd_jax import step as stepping
+from g2sd_jax import checkpoint, cli, nonfinite, parallel, stages, step, train
 from g2sd_jax.tools import inspect, replay
 
 
@@ -42,7 +41,7 @@ def test_the_file_holds_the_step_and_the_state_before_it(stopped):
     assert held.step == 1
     mesh = parallel.make_mesh(config.mesh)
     stage = stages.build(config)
-    program = stepping.build(config, stage, mesh, kept.batch)
+    program = step.build(config, stage, mesh, kept.batch)
     keys = program.keys()
     np.testing.assert_array_equal(*map(jax.random.key_data, (kept.key, keys["step"])))
     state = program.start(program.init(keys["init"]))
@@ -79,7 +78,7 @@ def sound(stopped, tmp_path):
     kept = nonfinite.read(str(path))
     config = replay.recipe(kept.config, compute_dtype="float32")
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
-    program = stepping.build(config, stages.build(config), mesh, kept.batch)
+    program = step.build(config, stages.build(config), mesh, kept.batch)
     return kept, program.start(program.init(program.keys()["init"])), config
 
 
@@ -120,7 +119,7 @@ def test_the_teacher_is_told_from_the_student(tmp_path):
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
     stage = stages.build(config)
     example = {"image": np.zeros((16, 16, 16, 3), np.uint8)}
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     state = program.start(program.init(program.keys()["init"]))
     key = program.keys()["step"]
     kept = nonfinite.Replay(1, example, key, {}, {}, str(tmp_path))

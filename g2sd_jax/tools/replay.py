@@ -14,8 +14,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from g2sd_jax import checkpoint, cli, core, nonfinite, parallel, stages, train
-from g2sd_jax import step as stepping
+from g2sd_jax import checkpoint, cli, core, nonfinite, parallel, stages, step, train
 from g2sd_jax.data import order, source
 from g2sd_jax.weights import torch_names
 
@@ -62,7 +61,7 @@ def before(path: str, replay: nonfinite.Replay, config) -> core.TrainState:
     beside = nonfinite.state_of(path)
     mesh = parallel.make_mesh(ConfigDict(dict(data=1, fsdp=1)), jax.devices()[:1])
     stage = stages.build(config)
-    program = stepping.build(config, stage, mesh, replay.batch)
+    program = step.build(config, stage, mesh, replay.batch)
     saved = checkpoint.Manager(beside or replay.workdir)
     try:
         steps = [step for step in saved.steps() if step < replay.step]
@@ -116,7 +115,7 @@ def examine(replay: nonfinite.Replay, state: core.TrainState, config) -> str:
         loss = lambda params: stage.loss(params, *given)[0]
         return jax.grad(loss)(state.params)
 
-    mean = jax.jit(lambda b, d: stepping.mean_over(part, b, d, config.accumulate))
+    mean = jax.jit(lambda b, d: step.mean_over(part, b, d, config.accumulate))
     spoilt = unsound(torch_names.to_torch(jax.device_get(mean(batch, draws)), None))
     if spoilt:
         # The backward pass meets the last module first.

@@ -32,6 +32,7 @@ class Replay(NamedTuple):
     config: dict
     told: dict  # What the step told when it was made.
     workdir: str  # Where it was made.
+    processes: int  # That made it; the order of some data depends on their number.
 
 
 def going(mesh) -> jax.Array:
@@ -90,6 +91,7 @@ class Keeper:
             told={name: float(value) for name, value in told.items()},
             config=workdir.plain(self._config),
             workdir=self._workdir,
+            processes=jax.process_count(),
             versions=workdir.versions(),
         )
         packed = io.BytesIO()
@@ -123,7 +125,8 @@ def read(path: str) -> Replay:
                 for name in arrays.files
                 if name.startswith("batch/")
             }
-            kept = {name: about[name] for name in ("step", "config", "told", "workdir")}
+            known = ("step", "config", "told", "workdir", "processes")
+            kept = {name: about[name] for name in known}
     except Exception as error:  # A zip can be damaged in many ways.
         raise ValueError(
             f"{path} is not a replay file of this project: {error}"

@@ -3,6 +3,7 @@
 """A step that was not finite is kept, and run again until its cause has a name."""
 
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 import runs
 from g2sd_jax import checkpoint, cli, nonfinite, parallel, stages, step, train
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import order, source
 from g2sd_jax.tools import inspect, replay
 
 
@@ -34,7 +37,7 @@ def test_the_file_holds_the_step_and_the_state_before_it(stopped):
     config, path = stopped
     kept = nonfinite.read(str(path))
     assert (kept.step, kept.config["stage"]) == (2, "pretrain")
-    assert not np.isfinite(kept.told["loss"])
+    assert not np.isfinite(kept.told["loss"]) and kept.processes == 1
     assert kept.batch["image"].shape == (16, 16, 16, 3)
     # The state is the one after step 1, whatever was under way when it was noticed.
     held = checkpoint.read_run(nonfinite.state_of(str(path)), "key", all_of_it=True)
@@ -69,6 +72,38 @@ def test_a_run_that_skips_is_replayed_from_its_own_beginning(tmp_path, capsys):
     told = replay.run(str(path))
     assert "made again from step 0" in capsys.readouterr().out
     assert "the first module that is not finite is" in told
+
+
+def test_the_state_is_made_again_from_the_batches_of_all_processes(
+    stopped, tmp_path, monkeypatch
+):
+    """A stream's order depends on how many processes read it."""
+    config, path = stopped
+    kept = nonfinite.read(str(path))
+    kept = kept._replace(processes=2, workdir=str(tmp_path), step=2)
+    rng, asked = np.random.default_rng(0), []
+    image = rng.integers(0, 256, kept.batch["image"].shape, np.uint8)
+
+    def train_batches(batch, seed, start, process, processes):
+        asked.append((start, process, processes))
+        rows = order.share(batch, process, processes)
+        while True:  # Two processes see these in the order of the file, one reversed.
+            yield {"image": (image if processes == 2 else image[::-1])[rows]}
+
+    streamed = datasets.Dataset(
+        16, (), None, None, stream=types.SimpleNamespace(train_batches=train_batches)
+    )
+    monkeypatch.setattr(source, "load", lambda *_: streamed)
+    state = replay.before(str(tmp_path / "step_2.npz"), kept, config)
+    assert asked == [(0, 0, 2), (0, 1, 2)]
+    mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
+    program = step.build(config, stages.build(config), mesh, kept.batch)
+    keys = program.keys()
+    whole = parallel.to_global({"image": image}, mesh)
+    expected = program.start(program.init(keys["init"]))
+    expected, _ = program.step(expected, {}, whole, keys["step"])
+    for one, other in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.fixture
@@ -122,7 +157,7 @@ def test_the_teacher_is_told_from_the_student(tmp_path):
     program = step.build(config, stage, mesh, example)
     state = program.start(program.init(program.keys()["init"]))
     key = program.keys()["step"]
-    kept = nonfinite.Replay(1, example, key, {}, {}, str(tmp_path))
+    kept = nonfinite.Replay(1, example, key, {}, {}, str(tmp_path), 1)
     frozen, _ = train.frozen_variables(stage, config, example, mesh)
     frozen = jax.tree.map(lambda x: x * 1e38, frozen)
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from g2sd_jax import (
     metrics,
     nonfinite,
     parallel,
+    retention,
     stages,
     step,
     summary,
@@ -67,6 +68,7 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
         "config.nonfinite.policy", config.nonfinite.policy, ("stop", "skip")
     )
     stage = stages.build(config)
+    kept = retention.of(config, evaluation.metrics(stage))
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
     hosts = jax.process_index(), jax.process_count()
@@ -98,7 +100,7 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
     # 1. this run's own latest checkpoint, if it was interrupted;
     # 2. an earlier stage, through stage.warm_start;
     # 3. the initialiser.
-    saved = checkpoint.Manager(path, **retention(config, stage))
+    saved = checkpoint.Manager(path, **kept)
     opened.push(closing(saved))
     if saved.latest() is not None:
         state = saved.restore(program.state)
@@ -195,15 +197,6 @@ def last_scores(workdir: str, step: int) -> dict:
     rows = metrics.read_lines(path) if path.exists() else []
     told = [row for row in rows if row["step"] == step and "loss" not in row]
     return {k: v for row in told[-1:] for k, v in row.items() if k != "step"}
-
-
-def retention(config, stage: core.Stage) -> dict:
-    """Which checkpoints are kept; refuses a metric that nothing could tell."""
-    kept = {key: config.checkpoint[key] for key in ("keep", "best", "best_is")}
-    if kept["best"]:
-        name = kept["best"].partition("/")[0]
-        core.lookup("the evaluator of config.checkpoint.best", name, stage.evaluators)
-    return kept
 
 
 def frozen_variables(stage: core.Stage, config, example, mesh):

@@ -23,8 +23,10 @@ from g2sd_jax import (
     clock,
     cluster,
     core,
+    evaluation,
     metrics,
     parallel,
+    stages,
     step,
     train,
 )
@@ -118,11 +120,18 @@ def test_the_best_is_kept_beside_the_newest(manager, best_is, expected):
     assert manager(1, best="eval/top1", best_is=best_is).steps() == [6, expected]
 
 
-def test_an_unknown_metric_lists_the_known(manager):
-    with pytest.raises(ValueError, match=r"best='eval/top2'.*eval/top1, eval/top5"):
-        manager(best="eval/top2").save(
-            1, state(1), DESCRIBE, {"eval/top1": 1.0, "eval/top5": 1.0}
-        )
+@pytest.mark.parametrize("best_is", ["max", "min"])
+@pytest.mark.parametrize("scores", [(np.nan, 3.0, np.inf), (3.0, np.nan, -np.inf)])
+def test_what_is_not_finite_is_never_the_best(manager, best_is, scores):
+    each = manager(1, best="eval/top1", best_is=best_is)
+    for number, top1 in enumerate(scores, start=1):
+        each.save(number, state(number), DESCRIBE, {"eval/top1": top1})
+    each.save(4, state(4), DESCRIBE)
+    each.close()
+    expected = 1 + scores.index(3.0)
+    again = manager(1, best="eval/top1", best_is=best_is)
+    assert again.steps() == [4, expected]
+    assert again.scores() == {expected: {"eval/top1": 3.0}}
 
 
 def damage(folder, how):
@@ -396,12 +405,31 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
     assert grew == [pytest.approx(1.0, abs=0.01)]
 
 
-def test_a_metric_that_no_evaluator_tells_is_refused_at_once(tmp_path):
-    config = runs.small("finetune")
+@pytest.mark.parametrize(
+    "stage, best, told",
+    [
+        ("finetune", "evl/top1", "did you mean eval/top1"),
+        ("finetune", "eval/top3", "did you mean eval/top[15] or eval/top[15]"),
+        ("specific_seg", "loss", "known: eval/mIoU, eval/mAcc, eval/aAcc, eval/pixels"),
+        ("pretrain", "val/loss", "judges nothing as it is; .* config.signal.loss=true"),
+    ],
+)
+def test_a_metric_that_no_evaluator_tells_is_refused_at_once(
+    stage, best, told, tmp_path, monkeypatch
+):
+    config = runs.small(stage)
     with config.unlocked():
-        config.checkpoint.best = "evl/top1"
-    with pytest.raises(ValueError, match="did you mean eval"):
+        config.checkpoint.best = best
+    monkeypatch.setattr(train.source, "load", None)  # Before anything is read.
+    with pytest.raises(ValueError, match=rf"config\.checkpoint\.best=.*{told}"):
         train.run(config, str(tmp_path))
+
+
+def test_every_evaluator_names_its_metrics_before_it_judges():
+    config = runs.small("pretrain", signal=dict(loss=True, neighbours=3, bank=10))
+    assert evaluation.metrics(stages.build(config)) == ["val/loss", "knn/top1"]
+    known = ["eval/top1", "eval/top5", "eval/count"]
+    assert evaluation.metrics(stages.build(runs.small("linprobe"))) == known
 
 
 def test_alone_nothing_is_compared():

@@ -40,7 +40,6 @@ class Manager:
         self._workdir = workdir.absolute(path)
         self._folder = epath.Path(self._workdir) / FOLDER
         self._reads = keep is None
-        core.one_of("config.checkpoint.best_is", best_is, ("max", "min"))
         self._retention = retention.Retention(keep, best, best_is, {})
         orbax_errors.silence()
         options = ocp.CheckpointManagerOptions(
@@ -95,13 +94,6 @@ class Manager:
         """
         if step in self._orbax.all_steps():
             return
-        best = self._retention.best
-        if scores and best and best not in scores:
-            known = ", ".join(scores)
-            raise ValueError(
-                f"config.checkpoint.best={best!r} is not among the metrics of "
-                f"this stage: {known}."
-            )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             describe=ocp.args.JsonSave(dict(describe)),

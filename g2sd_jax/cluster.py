@@ -22,9 +22,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from g2sd_jax import core, wire
+from g2sd_jax import core, wire, workdir
 from g2sd_jax import peers as connections
-from g2sd_jax import workdir as folder
 
 PORT = 8476  # Where process 0 listens, unless the surroundings name another.
 MOST = 5  # Differences that one line tells.
@@ -205,7 +204,7 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     # Before JAX's own end, which would wait for processes that are gone.
     atexit.register(lambda: failed and _end(failed[0]))
     try:
-        agree("versions", folder.versions)
+        agree("versions", workdir.versions)
         _start(where, host, round(args.timeout))
         yield
     except core.Preempted:

@@ -105,7 +105,7 @@ class Evaluator(NamedTuple):
     start: Callable  # () -> state, a dict of numpy arrays
     update: Callable  # (state, outputs, examples) -> state, own examples only
     merge: Callable  # [state, ...] of all hosts -> state
-    finish: Callable  # state -> {metric: float}
+    finish: Callable  # state -> {metric: float}; of `start()` the same names, NaN
     frozen: bool = False  # whether `predict` looks at what the stage froze
     confusion: Callable | None = None  # state -> [C, C] counts, one row per true class
 

@@ -30,6 +30,15 @@ def judge_of(stage: core.Stage, mesh, writer, clock) -> Callable:
     return judge
 
 
+def metrics(stage: core.Stage) -> list[str]:
+    """Names of all that `judge` tells, such as `eval/top1`."""
+    return [
+        f"{name}/{key}"
+        for name, evaluator in stage.evaluators.items()
+        for key in evaluator.finish(evaluator.start())
+    ]
+
+
 def compiled(evaluator: core.Evaluator, mesh) -> Callable:
     """The evaluator's `predict`, jitted; what it sends does not grow with the batch."""
 

@@ -15,7 +15,7 @@ import jax
 import tqdm
 from etils import epath
 
-from g2sd_jax import workdir as files
+from g2sd_jax import workdir
 
 FILE = "metrics.jsonl"
 
@@ -86,8 +86,8 @@ class Lines:
         kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last]
         self._text = "".join(kept)
         with self._told():
-            files.write_text(path, self._text)
-            if not files.remote(path):
+            workdir.write_text(path, self._text)
+            if not workdir.remote(path):
                 self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, scalars: Mapping[str, float]):
@@ -103,7 +103,7 @@ class Lines:
 
     def sync(self):
         if self._file is None:
-            files.write_text(self._path, self._text)
+            workdir.write_text(self._path, self._text)
 
     def close(self):
         self.sync()
@@ -182,7 +182,7 @@ class TensorBoard:
 def _tensorboard(folder: pathlib.Path, start_step: int) -> TensorBoard | None:
     try:
         module = importlib.import_module("tensorboardX")
-        if files.remote(folder):  # It writes there by this package.
+        if workdir.remote(folder):  # It writes there by this package.
             importlib.import_module("google.cloud.storage")
     except ImportError as error:
         print(f"{error.name} is not installed: no TensorBoard files for this run")

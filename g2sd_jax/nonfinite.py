@@ -17,8 +17,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from g2sd_jax import checkpoint, parallel
-from g2sd_jax import workdir as folder
+from g2sd_jax import checkpoint, parallel, workdir
 
 FOLDER = "replay"
 KEEP = 3  # Files of a run that skips; a batch of pictures is large.
@@ -33,6 +32,7 @@ class Replay(NamedTuple):
     config: dict
     told: dict  # What the step told when it was made.
     workdir: str  # Where it was made.
+    processes: int  # That made it; the order of some data depends on their number.
 
 
 def going(mesh) -> jax.Array:
@@ -48,8 +48,8 @@ class Keeper:
     stops applies nothing after its bad step (`going` of `step.train_step`).
     """
 
-    def __init__(self, workdir: str, config, key: jax.Array, describe: Mapping):
-        self._workdir, self._config = folder.absolute(workdir), config
+    def __init__(self, path: str, config, key: jax.Array, describe: Mapping):
+        self._workdir, self._config = workdir.absolute(path), config
         self._key, self._describe = key, describe
         self._batches, self._state = {}, None
 
@@ -89,14 +89,15 @@ class Keeper:
         about = dict(
             step=step,
             told={name: float(value) for name, value in told.items()},
-            config=folder.plain(self._config),
+            config=workdir.plain(self._config),
             workdir=self._workdir,
-            versions=folder.versions(),
+            processes=jax.process_count(),
+            versions=workdir.versions(),
         )
         packed = io.BytesIO()
         key = np.asarray(jax.random.key_data(self._key))
         np.savez_compressed(packed, about=json.dumps(about), key=key, **batch)
-        folder.write_bytes(path, packed.getvalue())
+        workdir.write_bytes(path, packed.getvalue())
 
 
 def number_of(path) -> int:
@@ -124,7 +125,8 @@ def read(path: str) -> Replay:
                 for name in arrays.files
                 if name.startswith("batch/")
             }
-            kept = {name: about[name] for name in ("step", "config", "told", "workdir")}
+            known = ("step", "config", "told", "workdir", "processes")
+            kept = {name: about[name] for name in known}
     except Exception as error:  # A zip can be damaged in many ways.
         raise ValueError(
             f"{path} is not a replay file of this project: {error}"

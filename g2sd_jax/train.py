@@ -10,19 +10,20 @@ from etils import epath
 
 from g2sd_jax import (
     checkpoint,
+    clock,
     cluster,
     core,
     evaluation,
+    feed,
     metrics,
     nonfinite,
     parallel,
+    retention,
     stages,
+    step,
     summary,
+    workdir,
 )
-from g2sd_jax import clock as clocks
-from g2sd_jax import feed as feeds
-from g2sd_jax import step as stepping
-from g2sd_jax import workdir as folder
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import failures, order, source
 from g2sd_jax.models import layers
@@ -30,30 +31,30 @@ from g2sd_jax.models import layers
 DONE = "DONE"
 
 
-def run(config, workdir: str) -> dict:
-    """Trains the stage of `config` in `workdir`, resuming what is there.
+def run(config, path: str) -> dict:
+    """Trains the stage of `config` in the workdir `path`, resuming what is there.
 
     Returns:
         The final metrics, which `workdir/DONE` holds as well; at once if it exists.
     """
-    cluster.agree("config", lambda: folder.plain(config))
-    folder.check(config, workdir)
-    done = epath.Path(workdir) / DONE
+    cluster.agree("config", lambda: workdir.plain(config))
+    workdir.check(config, path)
+    done = epath.Path(path) / DONE
     if done.exists():
-        metrics.say(f"{workdir} is done already")
-        return folder.read_json(done)
-    folder.cache_programs(config, workdir)
+        metrics.say(f"{path} is done already")
+        return workdir.read_json(done)
+    workdir.cache_programs(config, path)
     with contextlib.ExitStack() as opened:
-        scores = steps(config, workdir, opened)
+        scores = steps(config, path, opened)
     # Only now is the last checkpoint committed.
-    _, total = stepping.count(config)
-    final = {"step": total, **last_losses(workdir), **scores}
+    _, total = step.count(config)
+    final = {"step": total, **last_losses(path), **scores}
     if jax.process_index() == 0:
-        folder.write_json(done, final)
+        workdir.write_json(done, final)
     return final
 
 
-def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
+def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
     """The run itself; what it opens is closed by `opened`, whatever happens.
 
     Returns:
@@ -62,16 +63,17 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
     # The machine, and the stage that is to run on it.
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config, mesh)
-    per_epoch, total = stepping.count(config)
+    per_epoch, total = step.count(config)
     policy = core.one_of(
         "config.nonfinite.policy", config.nonfinite.policy, ("stop", "skip")
     )
     stage = stages.build(config)
+    kept = retention.of(config, evaluation.metrics(stage))
 
     # Data: batch s is a function of (seed, s), so only the schema is needed for now.
     hosts = jax.process_index(), jax.process_count()
     main = not hosts[0]
-    failures.list_in(folder.local(workdir), hosts[0])
+    failures.list_in(workdir.local(path), hosts[0])
     opened.callback(failures.list_in, None)
     dataset = source.load(config, config.data.train_split)
     cluster.agree("data", lambda: datasets.fingerprint(dataset))
@@ -91,14 +93,14 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
     frozen, known = frozen_variables(stage, config, example, mesh)
 
     # State: shapes before arrays, then born in the right place.
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     keys = program.keys()
 
     # Where do the weights come from? In this order:
     # 1. this run's own latest checkpoint, if it was interrupted;
     # 2. an earlier stage, through stage.warm_start;
     # 3. the initialiser.
-    saved = checkpoint.Manager(workdir, **retention(config, stage))
+    saved = checkpoint.Manager(path, **kept)
     opened.push(closing(saved))
     if saved.latest() is not None:
         state = saved.restore(program.state)
@@ -107,40 +109,40 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
         state = program.start(stage.warm_start(program.init(keys["init"])))
 
     # Steps. A run that was refused until here leaves no claim on the workdir.
-    folder.claim(config, workdir)
+    workdir.claim(config, path)
     failures.sync()
     start = int(state.step)
-    writer = metrics.Writer(workdir, config, start, total, main)
+    writer = metrics.Writer(path, config, start, total, main)
     opened.callback(writer.close)
-    profile = metrics.Profile(workdir, config, main)
+    profile = metrics.Profile(path, config, main)
     opened.callback(profile.close)
     if not start:
         batch = parallel.to_global(example, mesh)
-        summary.tell(config, stage, dataset, batch, keys["step"], workdir)
-    meter = feeds.Meter()
+        summary.tell(config, stage, dataset, batch, keys["step"], path)
+    meter = feed.Meter()
     dataset = datasets.metered(dataset, meter.around)
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
     place = lambda batch: parallel.to_global(batch, mesh)
-    feed = feeds.Feed(batches, place, config.data.prefetch, meter)
-    opened.callback(feed.close)
-    clock, late = clocks.Clock(config.batch, feed), metrics.Late()
-    opened.callback(clock.close)
-    keeper = nonfinite.Keeper(workdir, config, keys["step"], describe)
-    watch = Watch(policy, config, total, writer, clock, keeper)
+    supply = feed.Feed(batches, place, config.data.prefetch, meter)
+    opened.callback(supply.close)
+    timer, late = clock.Clock(config.batch, supply), metrics.Late()
+    opened.callback(timer.close)
+    keeper = nonfinite.Keeper(path, config, keys["step"], describe)
+    watch = Watch(policy, config, total, writer, timer, keeper)
     if known and not start:
         writer.write(0, known)
-    judge = evaluation.judge_of(stage, mesh, writer, clock)
+    judge = evaluation.judge_of(stage, mesh, writer, timer)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
     stop = cluster.Stop()
     opened.callback(stop.close)
     going = None if policy == "skip" else nonfinite.going(mesh)
     with jax.transfer_guard("disallow"):
         for number, batch in zip(
-            range(start + 1, total + 1), clock.batches(), strict=False
+            range(start + 1, total + 1), timer.batches(), strict=False
         ):
             profile.before(number)
             state, told = program.step(state, frozen, batch, keys["step"], going)
-            clock.ran(told)
+            timer.ran(told)
             going = told["finite"] if policy == "stop" else None
             keeper.hold(number, batch, state)
             watch(late.swap(number, told))
@@ -153,7 +155,7 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
             # Judged before it is saved: what a checkpoint restores was told.
             scores = judge(number, state.variables, frozen) if judged else None
             if save or (judged and config.checkpoint.best):
-                with clock.paused():
+                with timer.paused():
                     writer.sync()
                     failures.sync()
                     saved.save(number, state, describe, scores)
@@ -164,7 +166,7 @@ def steps(config, workdir: str, opened: contextlib.ExitStack) -> dict:
                     "same command goes on from there"
                 )
         if start == total:  # Killed between its last checkpoint and its end.
-            scores = last_scores(workdir, total)
+            scores = last_scores(path, total)
             scores = scores or judge(total, state.variables, frozen)
     return scores
 
@@ -195,15 +197,6 @@ def last_scores(workdir: str, step: int) -> dict:
     rows = metrics.read_lines(path) if path.exists() else []
     told = [row for row in rows if row["step"] == step and "loss" not in row]
     return {k: v for row in told[-1:] for k, v in row.items() if k != "step"}
-
-
-def retention(config, stage: core.Stage) -> dict:
-    """Which checkpoints are kept; refuses a metric that nothing could tell."""
-    kept = {key: config.checkpoint[key] for key in ("keep", "best", "best_is")}
-    if kept["best"]:
-        name = kept["best"].partition("/")[0]
-        core.lookup("the evaluator of config.checkpoint.best", name, stage.evaluators)
-    return kept
 
 
 def frozen_variables(stage: core.Stage, config, example, mesh):

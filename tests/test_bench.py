@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import runs
-from g2sd_jax import parallel, recipes, stages
-from g2sd_jax import step as stepping
+from g2sd_jax import parallel, recipes, stages, step
 from g2sd_jax.tools import bench, bench_augment, flops, shapes
 
 # GFLOPs per image at 224 (method, section 14), embedding the visible patches only; for
@@ -37,7 +36,7 @@ def test_flops_of_the_published_recipes(recipe):
     stage = stages.build(config)
     example = bench.invented_batch(config)
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     # Shapes are enough: nothing of these sizes is computed here.
     frozen = shapes.of_frozen(stage, config, mesh)
     ready = bench.prepared(config, example)

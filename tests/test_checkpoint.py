@@ -17,8 +17,19 @@ import orbax.checkpoint as ocp
 import pytest
 
 import runs
-from g2sd_jax import checkpoint, cli, clock, cluster, core, metrics, parallel, train
-from g2sd_jax import step as stepping
+from g2sd_jax import (
+    checkpoint,
+    cli,
+    clock,
+    cluster,
+    core,
+    evaluation,
+    metrics,
+    parallel,
+    stages,
+    step,
+    train,
+)
 from g2sd_jax.tools import inspect
 
 DESCRIBE = dict(stage="made up", kind="none")
@@ -56,8 +67,8 @@ def manager(tmp_path):
 
 def saved(manager, steps, **scores):
     each = manager()
-    for step in steps:
-        each.save(step, state(step), DESCRIBE)
+    for number in steps:
+        each.save(number, state(number), DESCRIBE)
     each.close()
 
 
@@ -102,18 +113,25 @@ def test_a_save_goes_on_in_the_background_and_is_exact(manager, monkeypatch):
 @pytest.mark.parametrize(("best_is", "expected"), [("max", 2), ("min", 3)])
 def test_the_best_is_kept_beside_the_newest(manager, best_is, expected):
     each = manager(1, best="eval/top1", best_is=best_is)
-    for step, top1 in ((1, 50.0), (2, 90.0), (3, 10.0), (5, 70.0)):
-        each.save(step, state(step), DESCRIBE, {"eval/top1": top1})
+    for number, top1 in ((1, 50.0), (2, 90.0), (3, 10.0), (5, 70.0)):
+        each.save(number, state(number), DESCRIBE, {"eval/top1": top1})
     each.save(6, state(6), DESCRIBE)
     each.close()
     assert manager(1, best="eval/top1", best_is=best_is).steps() == [6, expected]
 
 
-def test_an_unknown_metric_lists_the_known(manager):
-    with pytest.raises(ValueError, match=r"best='eval/top2'.*eval/top1, eval/top5"):
-        manager(best="eval/top2").save(
-            1, state(1), DESCRIBE, {"eval/top1": 1.0, "eval/top5": 1.0}
-        )
+@pytest.mark.parametrize("best_is", ["max", "min"])
+@pytest.mark.parametrize("scores", [(np.nan, 3.0, np.inf), (3.0, np.nan, -np.inf)])
+def test_what_is_not_finite_is_never_the_best(manager, best_is, scores):
+    each = manager(1, best="eval/top1", best_is=best_is)
+    for number, top1 in enumerate(scores, start=1):
+        each.save(number, state(number), DESCRIBE, {"eval/top1": top1})
+    each.save(4, state(4), DESCRIBE)
+    each.close()
+    expected = 1 + scores.index(3.0)
+    again = manager(1, best="eval/top1", best_is=best_is)
+    assert again.steps() == [4, expected]
+    assert again.scores() == {expected: {"eval/top1": 3.0}}
 
 
 def damage(folder, how):
@@ -363,7 +381,7 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
     config = runs.small("finetune", total_steps=3)
     train.run(config, str(tmp_path))
     (tmp_path / "DONE").unlink()
-    build, restore, grew = stepping.build, checkpoint.Manager.restore, []
+    build, restore, grew = step.build, checkpoint.Manager.restore, []
 
     def without_init(*given):
         def refused(_):
@@ -381,18 +399,37 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
         grew.append((in_memory() - before) / own)
         return found
 
-    monkeypatch.setattr(stepping, "build", without_init)
+    monkeypatch.setattr(step, "build", without_init)
     monkeypatch.setattr(checkpoint.Manager, "restore", measured)
     train.run(config, str(tmp_path))
     assert grew == [pytest.approx(1.0, abs=0.01)]
 
 
-def test_a_metric_that_no_evaluator_tells_is_refused_at_once(tmp_path):
-    config = runs.small("finetune")
+@pytest.mark.parametrize(
+    "stage, best, told",
+    [
+        ("finetune", "evl/top1", "did you mean eval/top1"),
+        ("finetune", "eval/top3", "did you mean eval/top[15] or eval/top[15]"),
+        ("specific_seg", "loss", "known: eval/mIoU, eval/mAcc, eval/aAcc, eval/pixels"),
+        ("pretrain", "val/loss", "judges nothing as it is; .* config.signal.loss=true"),
+    ],
+)
+def test_a_metric_that_no_evaluator_tells_is_refused_at_once(
+    stage, best, told, tmp_path, monkeypatch
+):
+    config = runs.small(stage)
     with config.unlocked():
-        config.checkpoint.best = "evl/top1"
-    with pytest.raises(ValueError, match="did you mean eval"):
+        config.checkpoint.best = best
+    monkeypatch.setattr(train.source, "load", None)  # Before anything is read.
+    with pytest.raises(ValueError, match=rf"config\.checkpoint\.best=.*{told}"):
         train.run(config, str(tmp_path))
+
+
+def test_every_evaluator_names_its_metrics_before_it_judges():
+    config = runs.small("pretrain", signal=dict(loss=True, neighbours=3, bank=10))
+    assert evaluation.metrics(stages.build(config)) == ["val/loss", "knn/top1"]
+    known = ["eval/top1", "eval/top5", "eval/count"]
+    assert evaluation.metrics(stages.build(runs.small("linprobe"))) == known
 
 
 def test_alone_nothing_is_compared():

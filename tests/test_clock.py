@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import runs
-from g2sd_jax import clock as clocks
-from g2sd_jax import metrics, stages, train
+from g2sd_jax import clock, metrics, stages, train
 from g2sd_jax.data import source
 
 
@@ -57,20 +56,20 @@ class End:
 
 def told_of(world, steps=20, pause=None, each=1):
     """The last interval but the first of a loop like that of `train`."""
-    clock = clocks.Clock(8, world, now=world, follow=world.follow)
+    timer = clock.Clock(8, world, now=world, follow=world.follow)
     late, told = None, []
-    for number, _ in zip(range(1, steps + 1), clock.batches(), strict=False):
-        clock.ran({})
-        current = clock._running[-1][1]
+    for number, _ in zip(range(1, steps + 1), timer.batches(), strict=False):
+        timer.ran({})
+        current = timer._running[-1][1]
         if late is not None:
             late.result()  # The loop looks at the step before.
         late = current
         if number % each == 0:
-            told.append(clock.read())
+            told.append(timer.read())
         if pause and number == steps // 2:
-            with clock.paused():
+            with timer.paused():
                 world.now += pause
-    clock.close()
+    timer.close()
     return told[1:]
 
 
@@ -117,22 +116,22 @@ def test_a_step_that_ends_after_its_successor_came_hid_the_wait():
     world = World(make=0.1, step=1.0)
     ended = End(world, at=0.5)
     ended.done = lambda: True  # Only when it was looked at, after the next batch came.
-    clock = clocks.Clock(8, world, now=world, follow=lambda _outputs: ended)
-    batches = clock.batches()
+    timer = clock.Clock(8, world, now=world, follow=lambda _outputs: ended)
+    batches = timer.batches()
     next(batches)
-    clock.read()
-    clock.ran(None)
+    timer.read()
+    timer.ran(None)
     next(batches)
-    assert clock.read()["input_wait"] == 0
-    clock.close()
+    assert timer.read()["input_wait"] == 0
+    timer.close()
 
 
 def test_nothing_is_told_of_no_step():
     world = World(1.0, 1.0)
-    clock = clocks.Clock(8, world, now=world, follow=world.follow)
+    timer = clock.Clock(8, world, now=world, follow=world.follow)
     world.now += 1.0
-    assert clock.read() == {}
-    clock.close()
+    assert timer.read() == {}
+    timer.close()
 
 
 # For real.

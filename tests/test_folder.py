@@ -107,14 +107,14 @@ def without(*names):
 def test_refusals(tmp_path, make, contents, data, split, message):
     path = make(tmp_path / "set.tar", contents)
     with pytest.raises(ValueError, match=message):
-        source.encoded(files.recipe(path, **data), split)
+        source.files(files.recipe(path, **data), split)
 
 
 def test_a_class_list_numbers_a_part_of_the_classes(tmp_path):
     path = files.write(tmp_path / "set", without("val/a"))
     (tmp_path / "list.txt").write_text("a\nb\n")
     config = files.recipe(path, class_list=str(tmp_path / "list.txt"))
-    assert source.encoded(config, "val").classes == ("b",)
+    assert source.files(config, "val").classes == ("b",)
 
 
 def test_tars_that_cannot_be(tmp_path, monkeypatch):

@@ -16,8 +16,7 @@ import pytest
 import safetensors.numpy
 
 import golden_files
-from g2sd_jax import core, optim, recipes, stages
-from g2sd_jax import step as stepping
+from g2sd_jax import core, optim, recipes, stages, step
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, mixup, patches, randaugment, resize
@@ -553,9 +552,9 @@ def train_as_the_file(golden, config, stage, params, frozen, micros, told_as):
     names = set(micros) - {"image", "target"}
     draw = lambda key, batch: {name: batch[name] for name in names}
     stage = stage._replace(draw=draw)
-    step = jax.jit(stepping.train_step(stage, tx, rate, parts))
+    advance = jax.jit(step.train_step(stage, tx, rate, parts))
     micro_loss = jax.jit(lambda *given: stage.loss(*given, jnp.int32(0)))
-    state, output = stepping.new_state({"params": params}, tx), under(golden, "output")
+    state, output = step.new_state({"params": params}, tx), under(golden, "output")
 
     rates = output.get("lr", output.get("max_lr"))
     agree([rate(i // parts) for i in range(count)], rates, "learning rates")
@@ -571,7 +570,7 @@ def train_as_the_file(golden, config, stage, params, frozen, micros, told_as):
         batch = {
             name: assembled(array[list(numbers)]) for name, array in micros.items()
         }
-        state, told = step(state, frozen, batch, jax.random.key(0))
+        state, told = advance(state, frozen, batch, jax.random.key(0))
         agree(told["loss"], output["loss"][list(numbers)].mean(), f"loss {window}")
         agree(told["lr"], rates[numbers[0]], f"rate {window}")
     return torch_names.to_torch(state.params), count // parts
@@ -580,7 +579,7 @@ def train_as_the_file(golden, config, stage, params, frozen, micros, told_as):
 def assembled(micros):
     """[parts, b, ...] -> [B, ...] that a step divides into these very micro-batches."""
     parts, size = micros.shape[:2]
-    order = stepping.split_batch(np.arange(parts * size), parts)  # [parts, b]
+    order = step.split_batch(np.arange(parts * size), parts)  # [parts, b]
     batch = np.empty((parts * size, *micros.shape[2:]), micros.dtype)
     batch[order] = micros
     return batch
@@ -1072,15 +1071,15 @@ def test_linear_probe():
     stage = core.Stage(None, core.nothing, loss)
     initial = {f"head.{name}": value for name, value in under(golden, "param").items()}
     params = torch_names.from_torch(shapes["params"], initial)
-    rate = optim.learning_rate(config.optim, *stepping.count(config))
+    rate = optim.learning_rate(config.optim, *step.count(config))
     tx = optim.build(config.optim, torch_names.names(params), rate)
-    state = stepping.new_state(dict(shapes, params=params), tx)
+    state = step.new_state(dict(shapes, params=params), tx)
     state = state.replace(
         model_state=torch_names.from_torch(
             {"batch_stats": shapes["batch_stats"]}, initial
         )
     )
-    step = jax.jit(stepping.train_step(stage, tx, rate, 1))
+    advance = jax.jit(step.train_step(stage, tx, rate, 1))
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     classes = probe.classes
     for i in range(steps):
@@ -1091,7 +1090,7 @@ def test_linear_probe():
         grads = torch_names.to_torch(grads)
         for name, want in under(golden, f"grad/{i}").items():
             agree(grads[f"head.{name}"], want, f"gradient {i} of {name}")
-        state, told = step(state, {}, batch, jax.random.key(0))
+        state, told = advance(state, {}, batch, jax.random.key(0))
         agree(told["loss"], golden[f"output/loss/{i}"], f"loss {i}")
         got = torch_names.to_torch(state.params)
         got |= torch_names.to_torch(state.model_state)

@@ -12,8 +12,7 @@ import pytest
 import safetensors.numpy
 
 import golden_files
-from g2sd_jax import optim, recipes, stages
-from g2sd_jax import step as stepping
+from g2sd_jax import optim, recipes, stages, step
 from g2sd_jax.data import crops, geometry
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import pyramid, upernet, vit
@@ -583,8 +582,8 @@ def test_distiller_steps(tmp_path):
     names = torch_names.names(student["params"])
     tx = optim.build(config.optim, names, rate)
     stage = stage._replace(draw=lambda key, batch: {})
-    step = jax.jit(stepping.train_step(stage, tx, rate, 1))
-    state = stepping.new_state(student, tx)
+    advance = jax.jit(step.train_step(stage, tx, rate, 1))
+    state = step.new_state(student, tx)
     output, groups = under(golden, "output"), golden["config/group_name"].tolist()
     ids = [int(name.split("_")[1]) for name in groups]
     last = max(ids)
@@ -593,7 +592,7 @@ def test_distiller_steps(tmp_path):
         wanted = output[f"lr_step{number}"]
         agree(float(rate(number)) * np.array(scales), wanted, f"rates {number}", 1e-6)
         batch = {"image": nhwc(image), "label_map": golden["input/label"][number]}
-        state, told = step(state, frozen, batch, jax.random.key(0))
+        state, told = advance(state, frozen, batch, jax.random.key(0))
         total = output[f"total_loss_step{number}"]
         agree(told["loss"], total, f"loss {number}", 5e-5)
         agree_terms(told, under(golden, f"output/step{number}"), 5e-5)

@@ -10,8 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import runs
-from g2sd_jax import evaluation, parallel, stages, train
-from g2sd_jax import step as stepping
+from g2sd_jax import evaluation, parallel, stages, step, train
 from g2sd_jax.data import order, source
 from g2sd_jax.tools import collectives, hlo
 
@@ -32,7 +31,7 @@ def losses(stage, devices, fsdp, parts):
     built = stages.build(config)
     example = next(batches)
     frozen, _ = train.frozen_variables(built, config, example, mesh)
-    program = stepping.build(config, built, mesh, example)
+    program = step.build(config, built, mesh, example)
     keys = program.keys()
     state = program.start(program.init(keys["init"]))
     spread = {axis for leaf in jax.tree.leaves(state) for axis in leaf.sharding.spec}

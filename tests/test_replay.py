@@ -3,14 +3,16 @@
 """A step that was not finite is kept, and run again until its cause has a name."""
 
 import pathlib
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import runs
-from g2sd_jax import checkpoint, cli, nonfinite, parallel, stages, train
-from g2sd_jax import step as stepping
+from g2sd_jax import checkpoint, cli, nonfinite, parallel, stages, step, train
+from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import order, source
 from g2sd_jax.tools import inspect, replay
 
 
@@ -35,14 +37,14 @@ def test_the_file_holds_the_step_and_the_state_before_it(stopped):
     config, path = stopped
     kept = nonfinite.read(str(path))
     assert (kept.step, kept.config["stage"]) == (2, "pretrain")
-    assert not np.isfinite(kept.told["loss"])
+    assert not np.isfinite(kept.told["loss"]) and kept.processes == 1
     assert kept.batch["image"].shape == (16, 16, 16, 3)
     # The state is the one after step 1, whatever was under way when it was noticed.
     held = checkpoint.read_run(nonfinite.state_of(str(path)), "key", all_of_it=True)
     assert held.step == 1
     mesh = parallel.make_mesh(config.mesh)
     stage = stages.build(config)
-    program = stepping.build(config, stage, mesh, kept.batch)
+    program = step.build(config, stage, mesh, kept.batch)
     keys = program.keys()
     np.testing.assert_array_equal(*map(jax.random.key_data, (kept.key, keys["step"])))
     state = program.start(program.init(keys["init"]))
@@ -72,6 +74,38 @@ def test_a_run_that_skips_is_replayed_from_its_own_beginning(tmp_path, capsys):
     assert "the first module that is not finite is" in told
 
 
+def test_the_state_is_made_again_from_the_batches_of_all_processes(
+    stopped, tmp_path, monkeypatch
+):
+    """A stream's order depends on how many processes read it."""
+    config, path = stopped
+    kept = nonfinite.read(str(path))
+    kept = kept._replace(processes=2, workdir=str(tmp_path), step=2)
+    rng, asked = np.random.default_rng(0), []
+    image = rng.integers(0, 256, kept.batch["image"].shape, np.uint8)
+
+    def train_batches(batch, seed, start, process, processes):
+        asked.append((start, process, processes))
+        rows = order.share(batch, process, processes)
+        while True:  # Two processes see these in the order of the file, one reversed.
+            yield {"image": (image if processes == 2 else image[::-1])[rows]}
+
+    streamed = datasets.Dataset(
+        16, (), None, None, stream=types.SimpleNamespace(train_batches=train_batches)
+    )
+    monkeypatch.setattr(source, "load", lambda *_: streamed)
+    state = replay.before(str(tmp_path / "step_2.npz"), kept, config)
+    assert asked == [(0, 0, 2), (0, 1, 2)]
+    mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
+    program = step.build(config, stages.build(config), mesh, kept.batch)
+    keys = program.keys()
+    whole = parallel.to_global({"image": image}, mesh)
+    expected = program.start(program.init(keys["init"]))
+    expected, _ = program.step(expected, {}, whole, keys["step"])
+    for one, other in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.fixture
 def sound(stopped, tmp_path):
     """The kept step with a sound state: (replay, state, config) of `examine`."""
@@ -79,7 +113,7 @@ def sound(stopped, tmp_path):
     kept = nonfinite.read(str(path))
     config = replay.recipe(kept.config, compute_dtype="float32")
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
-    program = stepping.build(config, stages.build(config), mesh, kept.batch)
+    program = step.build(config, stages.build(config), mesh, kept.batch)
     return kept, program.start(program.init(program.keys()["init"])), config
 
 
@@ -120,10 +154,10 @@ def test_the_teacher_is_told_from_the_student(tmp_path):
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
     stage = stages.build(config)
     example = {"image": np.zeros((16, 16, 16, 3), np.uint8)}
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     state = program.start(program.init(program.keys()["init"]))
     key = program.keys()["step"]
-    kept = nonfinite.Replay(1, example, key, {}, {}, str(tmp_path))
+    kept = nonfinite.Replay(1, example, key, {}, {}, str(tmp_path), 1)
     frozen, _ = train.frozen_variables(stage, config, example, mesh)
     frozen = jax.tree.map(lambda x: x * 1e38, frozen)
     with pytest.MonkeyPatch.context() as patch:

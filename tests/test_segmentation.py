@@ -12,8 +12,7 @@ import files
 import finished
 import runs
 import tiny
-from g2sd_jax import checkpoint, evaluation, parallel, recipes, stages, tasks
-from g2sd_jax import step as stepping
+from g2sd_jax import checkpoint, evaluation, parallel, recipes, stages, step, tasks
 from g2sd_jax.data import fake, geometry, order
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import upernet
@@ -55,7 +54,7 @@ def test_shipped_recipes_are_the_published():
         )
         assert (optim.lr, optim.wd, optim.layer_decay) == (1e-4, 0.05, 0.65)
         assert (optim.schedule, optim.power, optim.clip) == ("poly", 1.0, 0.0)
-        assert round(optim.warmup_epochs * stepping.count(config)[0]) == 1500
+        assert round(optim.warmup_epochs * step.count(config)[0]) == 1500
         assert (model.drop_path, model.dropout, model.aux_width) == (0.1, 0.1, 256)
         assert config.loss.auxiliary == 0.4 and config.loss.divisor == "all"
     assert (config.distill.weight, config.distill.temperature) == (3.0, 1.0)
@@ -537,7 +536,7 @@ def program(config, devices):
     dataset = fake.load(config, "train")
     batches = order.train_batches(dataset, config.batch, config.seed)
     example = next(batches)
-    built = stepping.build(config, stage, mesh, example)
+    built = step.build(config, stage, mesh, example)
     return stage, mesh, built, [example, next(batches)]
 
 

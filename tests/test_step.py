@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 import tiny
-from g2sd_jax import core
-from g2sd_jax import step as stepping
+from g2sd_jax import core, step
 from g2sd_jax.ops import mixup
 
 
 @pytest.mark.parametrize(("count", "parts"), [(16, 1), (16, 2), (24, 3), (32, 4)])
 def test_micro_batches_hold_their_partners_reversed(count, parts):
-    rows = stepping.split_batch(np.arange(count), parts)
+    rows = step.split_batch(np.arange(count), parts)
     assert rows.shape == (parts, count // parts)
     assert sorted(rows.ravel()) == list(range(count))
     np.testing.assert_array_equal(rows[:, ::-1], count - 1 - rows)
@@ -26,7 +25,7 @@ def test_micro_batches_hold_their_partners_reversed(count, parts):
 
 
 def test_odd_micro_batches_are_dealt_out():
-    rows = stepping.split_batch(np.arange(9), 3)
+    rows = step.split_batch(np.arange(9), 3)
     np.testing.assert_array_equal(rows, [[0, 3, 6], [1, 4, 7], [2, 5, 8]])
 
 
@@ -38,12 +37,12 @@ def test_mixing_after_the_split_equals_mixing_before(rng, boxed):
     mixed = mixup.mix(image, jnp.eye(12), draws)
     for micro, whole in zip(
         jax.vmap(lambda x, y: mixup.mix(x, y, draws))(
-            stepping.split_batch(image, 3), stepping.split_batch(jnp.eye(12), 3)
+            step.split_batch(image, 3), step.split_batch(jnp.eye(12), 3)
         ),
         mixed,
         strict=True,
     ):
-        split = stepping.split_batch(whole, 3)
+        split = step.split_batch(whole, 3)
         np.testing.assert_allclose(micro, split, atol=1e-6)
 
 
@@ -66,7 +65,7 @@ def test_accumulated_equals_undivided(finetune):
         return value, grads
 
     def mean(parts):
-        whole = jax.jit(lambda b, d: stepping.mean_over(part, b, d, parts))
+        whole = jax.jit(lambda b, d: step.mean_over(part, b, d, parts))
         return whole(batch, draws)
 
     for one, four in zip(*map(jax.tree.leaves, (mean(1), mean(4))), strict=True):
@@ -86,19 +85,19 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(finetune):
         return core.total({"odd": value}, model_state)
 
     broken = stage._replace(loss=loss)
-    step = jax.jit(stepping.train_step(broken, tx, rate, 1))
-    state, told = step(state, {}, batch, jax.random.key(0))
+    update = jax.jit(step.train_step(broken, tx, rate, 1))
+    state, told = update(state, {}, batch, jax.random.key(0))
     assert told["finite"] and told["lr"] == rate(0)
     for number in (1, 2):
         before = state
-        state, told = step(state, {}, batch, jax.random.key(0))
+        state, told = update(state, {}, batch, jax.random.key(0))
         assert not told["finite"] and state.step == number + 1
         for old, new in zip(
             *(jax.tree.leaves((s.params, s.opt_state)) for s in (before, state)),
             strict=True,
         ):
             np.testing.assert_array_equal(old, new)
-    before, (state, told) = state, step(state, {}, batch, jax.random.key(0))
+    before, (state, told) = state, update(state, {}, batch, jax.random.key(0))
     assert told["finite"] and told["lr"] == rate(3)
     moved = before.params["head"]["bias"] - state.params["head"]["bias"]
     assert np.abs(moved).min() > 0
@@ -113,10 +112,10 @@ def test_draws_follow_root_and_step_only(finetune):
         jax.debug.callback(lambda lam: seen.append(float(lam)), draws["mix_lam"])
         return core.total({"x": params["head"]["bias"].sum()}, model_state)
 
-    step = jax.jit(stepping.train_step(stage._replace(loss=loss), tx, rate, 1))
+    update = jax.jit(step.train_step(stage._replace(loss=loss), tx, rate, 1))
     for start in (0, 1, 0):
         at = state.replace(step=jnp.int32(start))
-        jax.block_until_ready(step(at, {}, batch, jax.random.key(0)))
+        jax.block_until_ready(update(at, {}, batch, jax.random.key(0)))
     jax.effects_barrier()
     assert seen[0] == seen[2] != seen[1]
 
@@ -124,13 +123,13 @@ def test_draws_follow_root_and_step_only(finetune):
 def test_after_a_bad_step_nothing_happens_where_the_run_is_to_stop(finetune):
     config, stage, variables, batch, _ = finetune
     tx, rate, state = tiny.optimiser(config, variables["params"])
-    step = jax.jit(stepping.train_step(stage, tx, rate, 1))
-    going, told = step(state, {}, batch, jax.random.key(0), jnp.asarray(True))
+    update = jax.jit(step.train_step(stage, tx, rate, 1))
+    going, told = update(state, {}, batch, jax.random.key(0), jnp.asarray(True))
     assert told["finite"] and going.step == 1
-    stopped, told = step(state, {}, batch, jax.random.key(0), jnp.asarray(False))
+    stopped, told = update(state, {}, batch, jax.random.key(0), jnp.asarray(False))
     assert not told["finite"]
     for old, new in zip(*map(jax.tree.leaves, (state, stopped)), strict=True):
         np.testing.assert_array_equal(old, new)
-    plain, _ = step(state, {}, batch, jax.random.key(0))
+    plain, _ = update(state, {}, batch, jax.random.key(0))
     for one, other in zip(*map(jax.tree.leaves, (going, plain)), strict=True):
         np.testing.assert_array_equal(one, other)

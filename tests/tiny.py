@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 import runs
-from g2sd_jax import optim, stages
-from g2sd_jax import step as stepping
+from g2sd_jax import optim, stages, step
 from g2sd_jax.weights import torch_names
 
 
@@ -41,4 +40,4 @@ def optimiser(config, params, steps=100):
     """Its transformation and rate, and the state at step 0."""
     rate = optim.learning_rate(config.optim, 10, steps)
     tx = optim.build(config.optim, torch_names.names(params), rate)
-    return tx, rate, stepping.new_state({"params": params}, tx)
+    return tx, rate, step.new_state({"params": params}, tx)

@@ -8,8 +8,7 @@ import importlib
 import numpy as np
 
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded as encodeds
-from g2sd_jax.data import fake
+from g2sd_jax.data import encoded, fake
 
 # Name -> the module whose `load(config, split)` it is, imported when it is used: small
 # sets in memory need neither TensorFlow nor a JPEG library.
@@ -85,7 +84,7 @@ def module(config):
     return importlib.import_module(SOURCES[name])
 
 
-def encoded(config, split) -> encodeds.Encoded:
+def files(config, split) -> encoded.Encoded:
     """The undecoded files of a split, where the source has such."""
     listed = getattr(module(config), "listed", None)
     if listed is None:

@@ -146,10 +146,12 @@ def top1(predict, batches, classes: int) -> core.Evaluator:
         return {key: np.concatenate([s[key] for s in states]) for key in start()}
 
     def finish(state):
+        count = len(state["label"])
+        share = lambda hits: 100.0 * float(hits.mean()) if count else float("nan")
         return {
-            "top1": 100.0 * float(np.mean(state["first"] == state["label"])),
-            "top5": 100.0 * float(np.mean(state["among5"])),
-            "count": len(state["label"]),
+            "top1": share(state["first"] == state["label"]),
+            "top5": share(state["among5"]),
+            "count": count,
         }
 
     return core.Evaluator(

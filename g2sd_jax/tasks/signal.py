@@ -65,7 +65,8 @@ def mean_loss(config, stage: core.Stage, batches) -> core.Evaluator:
         return {key: sum(state[key] for state in states) for key in start()}
 
     def finish(state):
-        return {"loss": float(state["total"] / state["count"])}
+        count = state["count"]
+        return {"loss": float(state["total"] / count) if count else float("nan")}
 
     return core.Evaluator(batches, predict, start, update, merge, finish, frozen=True)
 
@@ -109,6 +110,8 @@ def neighbours(config, student: mae.Mae, batches) -> core.Evaluator:
 
     def finish(state):
         bank = state["bank"]
+        if bank.all() or not bank.any():
+            return {"top1": float("nan")}
         chosen = vote(
             state["features"][bank],
             state["label"][bank],

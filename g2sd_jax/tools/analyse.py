@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from g2sd_jax import cli, core, metrics
-from g2sd_jax import workdir as folder
+from g2sd_jax import cli, core, metrics, workdir
 from g2sd_jax.models import features
 from g2sd_jax.ops import augment, occlusion, similarity
 from g2sd_jax.tools import finished, speed
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
             dict(name=name, workdir=model.source, params=model.params)
             for name, model in models.items()
         ],
-        environment=folder.environment(),
+        environment=workdir.environment(),
     )
     if "throughput" in parts:
         found["throughput"] = timed(models)
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         found["occlusion"] = occluded(models, args.seed)
     if "cka" in parts:
         found["cka"] = alike(models, args.token, args.examples)
-    folder.write_json(out, found)
+    workdir.write_json(out, found)
     metrics.say(f"{describe(found)}\nwritten to {out}; g2sd report draws it")
     return 0
 

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from g2sd_jax import cli, core, parallel, recipes, stages, train, workdir
-from g2sd_jax import step as stepping
+from g2sd_jax import cli, core, parallel, recipes, stages, step, train, workdir
 from g2sd_jax.data import source
 from g2sd_jax.models import layers
 from g2sd_jax.tools import bench_input, flops
@@ -112,7 +111,7 @@ def measure(config, form: str, peak: float, trace: str = "") -> dict:
     stage = stages.build(config)
     example = invented_batch(config)
     frozen, _ = train.frozen_variables(stage, config, example, mesh)
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     keys = program.keys()
     batch = parallel.to_global(example, mesh)
     given = (program.state, frozen, batch, keys["step"])
@@ -177,12 +176,12 @@ def prepared(config, batch) -> dict:
     return {**batch, "image": np.zeros(shape, np.float32)}
 
 
-def compile_times(step, given) -> tuple[float, float, object]:
+def compile_times(function, given) -> tuple[float, float, object]:
     """Seconds to compile without and with the persistent cache, and the program."""
     before = jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as folder:  # Empty: the first one misses.
         workdir.use_cache(folder)
-        build = lambda: step.lower(*given).compile()  # Tracing counts as well.
+        build = lambda: function.lower(*given).compile()  # Tracing counts as well.
         cold, compiled = _timed(build)
         jax.clear_caches()
         cached, _ = _timed(build)
@@ -196,14 +195,14 @@ def _timed(function):
     return time.perf_counter() - began, result
 
 
-def time_steps(step, state, frozen, batch, key) -> tuple[float, core.TrainState]:
+def time_steps(function, state, frozen, batch, key) -> tuple[float, core.TrainState]:
     """Median seconds of a step, over at least five steps and five seconds."""
-    state, told = step(state, frozen, batch, key)
+    state, told = function(state, frozen, batch, key)
     jax.block_until_ready(told)
     seconds, began = [], time.perf_counter()
     while len(seconds) < LEAST_STEPS or time.perf_counter() - began < LEAST_SECONDS:
         at = time.perf_counter()
-        state, told = step(state, frozen, batch, key)
+        state, told = function(state, frozen, batch, key)
         jax.block_until_ready(told)
         seconds.append(time.perf_counter() - at)
     return statistics.median(seconds), state
@@ -221,8 +220,8 @@ def model_flops(stage, state, frozen, batch) -> float:
     count = len(batch["valid"])
     draws = jax.eval_shape(stage.draw, jax.random.key(0), batch)
     gradient = jax.value_and_grad(stage.loss, has_aux=True)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    given = state.params, state.model_state, frozen, batch, draws, step
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    given = state.params, state.model_state, frozen, batch, draws, number
     return flops.matmul(gradient, *given) / count
 
 

@@ -9,8 +9,7 @@ import time
 import jax
 import numpy as np
 
-from g2sd_jax import parallel, stages, train
-from g2sd_jax import step as stepping
+from g2sd_jax import parallel, stages, step, train
 from g2sd_jax.data import fake
 from g2sd_jax.tools import bench
 
@@ -37,7 +36,7 @@ def measure(config, canvas: tuple[int, int] | None = None) -> dict:
     stage = stages.build(config)
     example = bench.invented_batch(config)
     frozen, _ = train.frozen_variables(stage, config, example, mesh)
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     key = program.keys()["step"]
     state = program.start(program.init(program.keys()["init"]))
     # A picture in floating point counts as augmented: the step then only mixes.
@@ -66,7 +65,7 @@ def measure(config, canvas: tuple[int, int] | None = None) -> dict:
         if began is None:  # That turn held the compilation.
             began, seconds = time.perf_counter(), {name: [] for name in seconds}
         turn += 1
-    augmenting, step = (statistics.median(each) for each in seconds.values())
+    augmenting, alone = (statistics.median(each) for each in seconds.values())
     return dict(
         stage=config.stage,
         device=jax.devices()[0].device_kind,
@@ -77,8 +76,8 @@ def measure(config, canvas: tuple[int, int] | None = None) -> dict:
         image_size=list(config.model.image_size),
         turns=len(seconds["step"]),
         augment_ms_per_image=1000 * augmenting / config.batch,
-        step_ms_per_image=1000 * step / config.batch,
-        share_of_step=augmenting / step,
+        step_ms_per_image=1000 * alone / config.batch,
+        share_of_step=augmenting / alone,
         jax=jax.__version__,
     )
 

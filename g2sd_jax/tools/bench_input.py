@@ -32,9 +32,9 @@ def measure(config, original="", step=0.0) -> dict:
         step: images/s of the step that is fed; 0 = unknown.
     """
     split = config.data.train_split
-    held = theirs = source.encoded(config, split)
+    held = theirs = source.files(config, split)
     if original:
-        theirs = source.encoded(
+        theirs = source.files(
             changed(config, source="folder", path=original, hold_out=0.0), split
         )
     mine, others = (

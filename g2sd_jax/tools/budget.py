@@ -4,7 +4,7 @@
 
 from collections.abc import Callable
 
-from g2sd_jax import step as stepping
+from g2sd_jax import step
 
 
 def check(args) -> None:
@@ -67,7 +67,7 @@ def roofline(products: float, moved: float, sent: dict, batch: int, where) -> di
 
 def recipe(config, figures: dict, args) -> dict:
     """Steps, epochs, hours and cost of the whole recipe, evaluation not counted."""
-    _, steps = stepping.count(config)
+    _, steps = step.count(config)
     epochs = steps * config.batch / config.data.train_examples
     found = dict(steps=steps, epochs=epochs, images=steps * config.batch)
     if "roofline" not in figures:

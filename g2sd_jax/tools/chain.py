@@ -17,8 +17,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from g2sd_jax import cli, cluster, core, recipes, train
-from g2sd_jax import workdir as folder
+from g2sd_jax import cli, cluster, core, recipes, train, workdir
 from g2sd_jax.tools import central, finished, report
 
 KEYS = ("seeds", "steps", "rows", "reconstructions", "title", "note")
@@ -46,20 +45,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run(config: ConfigDict, workdir: str) -> None:
+def run(config: ConfigDict, root: str) -> None:
     """Trains what is not done yet, then writes the report and prints its table."""
-    if folder.remote(workdir):
+    if workdir.remote(root):
         raise ValueError(
-            f"--workdir={workdir}: a chain keeps its report beside its runs, so it "
+            f"--workdir={root}: a chain keeps its report beside its runs, so it "
             "takes a folder of this machine; g2sd train takes a bucket."
         )
-    workdir = os.path.abspath(workdir)
-    steps = plan(config, workdir)  # All of them: a mistake is told before any training.
-    folder.claim(identity(config), workdir)
+    root = os.path.abspath(root)
+    steps = plan(config, root)  # All of them: a mistake is told before any training.
+    workdir.claim(identity(config), root)
     if jax.process_index() == 0:  # For what asks a chain later.
-        folder.write_json(os.path.join(workdir, finished.CHAIN), folder.plain(config))
-    path = epath.Path(workdir) / report.SECONDS
-    seconds = folder.read_json(path) if path.exists() else {}
+        workdir.write_json(os.path.join(root, finished.CHAIN), workdir.plain(config))
+    path = epath.Path(root) / report.SECONDS
+    seconds = workdir.read_json(path) if path.exists() else {}
     for position, step in enumerate(steps, start=1):
         done = (epath.Path(step.workdir) / train.DONE).exists()
         told = "done before" if done else step.recipe
@@ -71,9 +70,9 @@ def run(config: ConfigDict, workdir: str) -> None:
             if not done and jax.process_index() == 0:
                 leg = time.perf_counter() - began
                 seconds[step.name] = seconds.get(step.name, 0.0) + leg
-                folder.write_json(path, seconds)
+                workdir.write_json(path, seconds)
     if jax.process_index() == 0:
-        print(report.write(config, workdir), flush=True)
+        print(report.write(config, root), flush=True)
 
 
 def plan(config: ConfigDict, workdir: str) -> list[Step]:

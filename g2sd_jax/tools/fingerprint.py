@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from g2sd_jax import core, recipes
-from g2sd_jax import workdir as folder
+from g2sd_jax import core, recipes, workdir
 from g2sd_jax.tools import central, finished, sections
 
 FILE = recipes.ROOT / "configs" / "fingerprints.json"
@@ -39,7 +38,7 @@ def record(workdir: str, path: str) -> None:
     environment = os.path.join(workdir, "environment.json")
     made = sections.versions(central.read_json(environment))
     seeds = ", ".join(map(str, config.seeds))
-    folder.write_json(path, dict(made=f"seeds {seeds} on {made}", steps=steps))
+    workdir.write_json(path, dict(made=f"seeds {seeds} on {made}", steps=steps))
 
 
 def ranges(runs: Sequence[Sequence[Mapping]]) -> dict:
@@ -143,7 +142,7 @@ def comparable(config: ConfigDict) -> dict:
     """The keys that decide a loss, flat, as JSON keeps them."""
     return {
         key: value
-        for key, value in core.flatten(folder.plain(config)).items()
+        for key, value in core.flatten(workdir.plain(config)).items()
         if not any(key == name or key.startswith(f"{name}.") for name in IGNORED)
     }
 

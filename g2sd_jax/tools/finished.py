@@ -11,8 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from g2sd_jax import core, metrics, parallel, recipes, stages
-from g2sd_jax import workdir as folder
+from g2sd_jax import core, metrics, parallel, recipes, stages, workdir
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.weights import agreement, graft, loading
@@ -122,7 +121,7 @@ def expand(workdirs: Sequence[str]) -> tuple[dict[str, str], str]:
     named, chain = {}, ""
     for path in workdirs:
         if not (epath.Path(path) / CHAIN).exists():
-            named[epath.Path(folder.absolute(path)).name] = path
+            named[epath.Path(workdir.absolute(path)).name] = path
             continue
         if len(workdirs) > 1:
             raise ValueError(f"{path} is a chain's folder; name it alone.")
@@ -136,7 +135,7 @@ def expand(workdirs: Sequence[str]) -> tuple[dict[str, str], str]:
 
 def chain_config(path: str) -> ConfigDict:
     """The config that a chain left in its folder."""
-    return ConfigDict(folder.read_json(epath.Path(path) / CHAIN))
+    return ConfigDict(workdir.read_json(epath.Path(path) / CHAIN))
 
 
 def config_of(workdir: str, overrides=None) -> ConfigDict:

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from g2sd_jax import cli, evaluation, parallel, recipes, stages, workdir
-from g2sd_jax import step as stepping
+from g2sd_jax import cli, evaluation, parallel, recipes, stages, step, workdir
 from g2sd_jax.tools import (
     bench,
     budget,
@@ -102,7 +101,7 @@ def plan(config, where: topology.Slice, evaluate: bool = True) -> dict:
     example = shapes.of_batch(
         bench.invented_batch(shapes.few(config)), config.batch, mesh
     )
-    program = stepping.build(config, stage, mesh, example)
+    program = step.build(config, stage, mesh, example)
     frozen = shapes.of_frozen(stage, config, mesh)
     given = (program.state, frozen, example, shapes.key_of(mesh))
     given += (shapes.of_going(config, mesh),)

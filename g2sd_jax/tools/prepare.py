@@ -122,7 +122,7 @@ def sets(args) -> dict:
     config = recipes.load("pretrain", overrides)
     found = {}
     for split in args.splits.split(","):
-        held = source.encoded(config, split)
+        held = source.files(config, split)
         root = str(folder.located(config, split)) if name == "folder" else ""
         found[split] = held._replace(name=named_below(root, held.name))
     return found

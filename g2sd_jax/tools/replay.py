@@ -6,7 +6,7 @@ In float32 first, which tells a real overflow from one of the compute dtype, and
 by module, so that the first one with a value that is not finite can be named.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from g2sd_jax import checkpoint, cli, core, nonfinite, parallel, stages, train
-from g2sd_jax import step as stepping
+from g2sd_jax import checkpoint, cli, core, nonfinite, parallel, stages, step, train
 from g2sd_jax.data import order, source
 from g2sd_jax.weights import torch_names
 
@@ -62,7 +61,7 @@ def before(path: str, replay: nonfinite.Replay, config) -> core.TrainState:
     beside = nonfinite.state_of(path)
     mesh = parallel.make_mesh(ConfigDict(dict(data=1, fsdp=1)), jax.devices()[:1])
     stage = stages.build(config)
-    program = stepping.build(config, stage, mesh, replay.batch)
+    program = step.build(config, stage, mesh, replay.batch)
     saved = checkpoint.Manager(beside or replay.workdir)
     try:
         steps = [step for step in saved.steps() if step < replay.step]
@@ -80,11 +79,23 @@ def before(path: str, replay: nonfinite.Replay, config) -> core.TrainState:
     print(f"the state is made again from step {first}", flush=True)
     frozen, _ = train.frozen_variables(stage, config, replay.batch, mesh)
     dataset = source.load(config, config.data.train_split)
-    batches = order.train_batches(dataset, config.batch, config.seed, first)
+    batches = batches_from(dataset, config, first, replay.processes)
     key = program.keys()["step"]
     for _, batch in zip(range(first, replay.step - 1), batches, strict=False):
         state, _ = program.step(state, frozen, parallel.to_global(batch, mesh), key)
     return state
+
+
+def batches_from(dataset, config, first: int, processes: int) -> Iterator[dict]:
+    """The global batches from step `first` on, as so many processes read them."""
+    if dataset.stream is None:  # The order is the same for any number of them.
+        processes = 1
+    each = [
+        order.train_batches(dataset, config.batch, config.seed, first, i, processes)
+        for i in range(processes)
+    ]
+    for rows in zip(*each, strict=True):
+        yield {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
 
 
 FINE = "everything is finite"
@@ -116,7 +127,7 @@ def examine(replay: nonfinite.Replay, state: core.TrainState, config) -> str:
         loss = lambda params: stage.loss(params, *given)[0]
         return jax.grad(loss)(state.params)
 
-    mean = jax.jit(lambda b, d: stepping.mean_over(part, b, d, config.accumulate))
+    mean = jax.jit(lambda b, d: step.mean_over(part, b, d, config.accumulate))
     spoilt = unsound(torch_names.to_torch(jax.device_get(mean(batch, draws)), None))
     if spoilt:
         # The backward pass meets the last module first.

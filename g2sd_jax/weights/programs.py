@@ -48,11 +48,6 @@ def write_stablehlo(model, folder: str, run: Callable, signature: dict) -> list[
 
 def onnx(model: exporters.Model, folder: str) -> list[str]:
     """`model.onnx`, with the preprocessing in its metadata; made by jax2onnx."""
-    return write_onnx(model, folder, _program(model), _signature(model))
-
-
-def write_onnx(model, folder: str, run: Callable, signature: dict) -> list[str]:
-    """The same of any function of what `signature` calls `input` and `size`."""
     try:
         jax2onnx = importlib.import_module("jax2onnx")
     except ImportError:
@@ -67,12 +62,13 @@ def write_onnx(model, folder: str, run: Callable, signature: dict) -> list[str]:
             f"{model.source} holds {size / 2**30:.1f} GB of weights, and an ONNX file "
             "at most 2; use --format=stablehlo."
         )
+    signature = _signature(model)
     made = jax2onnx.to_onnx(
-        run,
+        _program(model),
         _shaped(signature, "B"),
         model_name="g2sd_jax",
         opset=OPSET,
-        input_names=[each["name"] for each in _inputs(signature)],
+        input_names=[signature["input"]["name"]],
         output_names=[signature["output"]["name"]],
     )
     _plain_products(made.graph)
@@ -85,14 +81,11 @@ def write_onnx(model, folder: str, run: Callable, signature: dict) -> list[str]:
     return [path, exporters.write_preprocessing(model, folder, told)]
 
 
-def _inputs(signature):
-    return [signature[key] for key in ("input", "size") if key in signature]
-
-
 def _shaped(signature, batch):
+    inputs = [signature[key] for key in ("input", "size") if key in signature]
     return [
         jax.ShapeDtypeStruct((batch, *each["shape"][1:]), each["dtype"])
-        for each in _inputs(signature)
+        for each in inputs
     ]
 
 

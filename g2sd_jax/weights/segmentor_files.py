@@ -27,6 +27,8 @@ WHY_NOT = {
     "transformers": "its nearest model, BeitForSemanticSegmentation, has no bias of "
     "keys and no sliding windows, and is not written here; use torch, whose names are "
     "those of the authors' code and of mmsegmentation, or stablehlo",
+    "onnx": "its converter, jax2onnx, does not take the loop over the blocks for any "
+    "number of windows; use stablehlo",
 }
 
 
@@ -105,11 +107,6 @@ def stablehlo(model: Segmentor, folder: str) -> list[str]:
     return programs.write_stablehlo(model, folder, _program(model), _signature(model))
 
 
-def onnx(model: Segmentor, folder: str) -> list[str]:
-    """`model.onnx`, with the preprocessing in its metadata; made by jax2onnx."""
-    return programs.write_onnx(model, folder, _program(model), _signature(model))
-
-
 def _program(model):
     """(image [B, h, w, C] uint8, size [B, 2] int32) -> logits [B, h/4, w/4, classes].
 
@@ -150,5 +147,4 @@ FORMATS = {
     "safetensors": exporters.safetensors_file,
     "torch": torch_file,
     "stablehlo": stablehlo,
-    "onnx": onnx,
 }

@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 import files
-from g2sd_jax.tools import bench, bench_input, pillow_loop
+import test_data_maps
+from g2sd_jax.tools import (
+    bench,
+    bench_input,
+    bench_readers,
+    pillow_loop,
+    pillow_pairs,
+)
 
 
 def test_bench_tells_both_and_how_far_apart_their_pixels_are(
@@ -34,6 +41,51 @@ def test_bench_tells_both_and_how_far_apart_their_pixels_are(
     assert "a step of 100 images/s waits" in said
     with pytest.raises(ValueError, match=r"source='fake' holds no picture files"):
         bench.main(["--input", "--config=finetune:smoke"])
+
+
+def test_label_maps_are_read_by_both(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_input, "ROUNDS", 1)
+    path = files.write(tmp_path / "set", test_data_maps.pairs())
+    argv = ["--input", "--config=finetune:task=segmentation", "--step=100"]
+    argv += [f"--config.data.path={path}", "--config.data.classes=4"]
+    argv += ["--config.data.train_examples=5", "--config.model.image_size=32,32"]
+    argv += ["--config.augment.fit=48,192", f"--out={tmp_path}/out.json"]
+    assert bench.main(argv) == 0
+    [figures] = json.loads((tmp_path / "out.json").read_text())
+    sizes = [len(data) for name, data in test_data_maps.pairs().items()]
+    assert figures["pictures"] == 5
+    assert figures["kilobytes"] == pytest.approx(sum(sizes) / 2 / 5 / 1000)  # A split.
+    assert figures["labels_differ"] < 0.01
+    said = capsys.readouterr().out
+    assert "of the labels differ" in said and "a step of 100 images/s waits" in said
+    with pytest.raises(ValueError, match=r"--original=a is for pictures that were"):
+        bench.main([*argv, "--original=a"])
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.7, 0.5])
+def test_the_loop_takes_the_crop_of_the_reader(ratio, tmp_path):
+    """Enlarged the same to rounding; shrunken, Pillow blurs, but it is the same place.
+
+    At half the size the crop is padded.
+    """
+    path = files.write(tmp_path, test_data_maps.pairs())
+    scale = {"augment.scale": (ratio, ratio)}
+    config = test_data_maps.recipe(path, **scale)
+    both = bench_readers.of(config, "")
+    dataset = both.dataset(1)
+    told = both.fidelity(dataset, np.arange(5))
+    assert told["labels_differ"] < 0.01
+    assert told["mean_error"] < (0.3 if ratio >= 1 else 12)
+    if ratio >= 1:
+        assert told["share_beyond_8"] < 0.01
+    read = lambda kind, end: (path / f"{kind}/training/ADE_2.{end}").read_bytes()
+    given = read("images", "jpg"), read("annotations", "png"), config, 2
+    pixels, labels = pillow_pairs.load(*given, False)
+    mirrored = pillow_pairs.load(*given, True)
+    width = dataset.fetch(np.array([2]), 0)["image_size"][0, 1]
+    for plain, flipped in zip((pixels, labels), mirrored, strict=True):
+        np.testing.assert_array_equal(flipped[:, :width], plain[:, :width][:, ::-1])
+        np.testing.assert_array_equal(flipped[:, width:], plain[:, width:])
 
 
 def test_the_loop_does_the_whole_work(rng):

@@ -37,19 +37,30 @@ def resize_image(image, size, part=None):
     y, x, height, width = (0, 0, *size) if part is None else part
     if image.shape[:2] == tuple(size):
         return image[y : y + height, x : x + width]
-    wanted = zip(size, (y, x), (height, width), strict=True)
-    for axis, (new, start, count) in enumerate(wanted):
-        old = image.shape[axis]
-        places = np.arange(start, start + count)
-        centre = np.maximum((places + 0.5) * old / new - 0.5, 0)
-        low = np.minimum(centre.astype(int), old - 1)
-        share = (centre - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
-        upper = image.take(np.minimum(low + 1, old - 1), axis=axis)
-        low, upper = (
-            pixels.astype(np.float32) for pixels in (image.take(low, axis=axis), upper)
-        )
-        image = low + (upper - low) * share
-    return (image + 0.5).astype(np.uint8)
+    (top, bottom, down), (left, right, across) = map(
+        taps, image.shape[:2], size, (y, x), (height, width)
+    )
+    # Only the columns that are wanted: the first direction costs the most.
+    image, begin = image[:, left[0] : right[-1] + 1], left[0]
+    rows = blended(image[top], image[bottom], down[:, None, None])
+    pixels = blended(rows[:, left - begin], rows[:, right - begin], across[:, None])
+    pixels += 0.5
+    return pixels.astype(np.uint8)
+
+
+def taps(old, new, start, count):
+    """The two pixels of `old` that each of `count` new ones is made of, and how."""
+    centre = np.maximum((np.arange(start, start + count) + 0.5) * old / new - 0.5, 0)
+    low = np.minimum(centre.astype(int), old - 1)
+    return low, np.minimum(low + 1, old - 1), np.float32(centre - low)
+
+
+def blended(low, upper, share):
+    low, result = np.float32(low), upper.astype(np.float32)
+    result -= low
+    result *= share
+    result += low
+    return result
 
 
 def resize_labels(label_map, size):

@@ -85,7 +85,7 @@ class Backbone(nn.Module):
             layer_scale=self.layer_scale,
             name="blocks",
         )
-        shape = (len(image), *grid, self.width)
+        shape = (image.shape[0], *grid, self.width)  # Exported, it has no number.
         maps = [stack.taps[block][:, 1:].reshape(shape) for block in self.taps]
         return Levels(self._pyramid(maps, train), stack.taps)
 

@@ -4,7 +4,8 @@
 
 The pipeline's host work beside a plain Pillow loop that makes the same pictures, in
 turns within one process, so that a busy machine slows both. Flip, RandAugment, erasing
-and the resize are the loop's too, though the pipeline leaves them to the device.
+and the resize are the loop's too, though the pipeline leaves them to the device. Of a
+segmentation recipe both read pictures and label maps, and resize on the host.
 """
 
 import contextlib
@@ -13,9 +14,8 @@ import time
 
 import numpy as np
 
-from g2sd_jax.data import order, pipeline, source, threads
-from g2sd_jax.ops import augment
-from g2sd_jax.tools import pillow_loop
+from g2sd_jax.data import order, threads
+from g2sd_jax.tools import bench_readers
 
 PICTURES, BATCH = 256, 64  # Of the training split, taken again in every round.
 COMPARED = 64  # Of them, pixel by pixel.
@@ -31,22 +31,16 @@ def measure(config, original="", step=0.0) -> dict:
             the recipe's are a prepared copy of them; "" = the same.
         step: images/s of the step that is fed; 0 = unknown.
     """
-    split = config.data.train_split
-    held = theirs = source.files(config, split)
-    if original:
-        theirs = source.files(
-            changed(config, source="folder", path=original, hold_out=0.0), split
-        )
+    both = bench_readers.of(config, original)
     mine, others = (
-        order.epoch_order(config.seed, 0, each.count)[:PICTURES]
-        for each in (held, theirs)
+        order.epoch_order(config.seed, 0, count)[:PICTURES]
+        for count in (both.count, both.theirs)
     )
     rng = np.random.default_rng(config.seed)
 
     def by_pillow():
         for index in map(int, others):
-            flip = rng.random() < config.augment.flip
-            pillow_loop.load(theirs.read(index), config, index, flip, rng)
+            both.load(index, rng.random() < config.augment.flip, rng)
 
     def by_pipeline(dataset):
         parts = iter([mine[at : at + BATCH] for at in range(0, len(mine), BATCH)])
@@ -54,15 +48,13 @@ def measure(config, original="", step=0.0) -> dict:
             pass
 
     cores = threads.cores()
-    one, every = (
-        pipeline.dataset(changed(config, workers=count), held, split)
-        for count in (1, len(cores))
-    )
+    one, every = map(both.dataset, (1, len(cores)))
     seconds = []  # [ROUNDS, 3, 2] a picture: Pillow, one core, every core; clock, CPU.
     for _ in range(ROUNDS):
         with pinned(cores[:1]):
-            both = timed(by_pillow) / len(others), timed(by_pipeline, one) / len(mine)
-        seconds.append((*both, timed(by_pipeline, every) / len(mine)))
+            pillow = timed(by_pillow) / len(others)
+            alone = timed(by_pipeline, one) / len(mine)
+        seconds.append((pillow, alone, timed(by_pipeline, every) / len(mine)))
     ratio = lambda a, b: np.median(np.divide(a, b), axis=0).tolist()  # Of each round.
     pillow, alone, together = np.moveaxis(seconds, 1, 0)
     times_pillow, cpu_times_pillow = ratio(pillow, alone)
@@ -70,12 +62,12 @@ def measure(config, original="", step=0.0) -> dict:
     pillow, alone, together = (
         np.median(each, axis=0) for each in (pillow, alone, together)
     )
-    mean, beyond = fidelity(config, held, one, mine[:COMPARED])
+    figures = both.fidelity(one, mine[:COMPARED])
     return dict(
         stage=config.stage,
-        source=held.origin,
+        source=both.origin,
         pictures=len(mine),
-        kilobytes=float(np.mean([len(held.read(int(i))) for i in mine])) / 1000,
+        kilobytes=float(np.mean([both.bytes(int(i)) for i in mine])) / 1000,
         pillow_images_per_s=float(1 / pillow[0]),
         pillow_cpu_ms=float(1000 * pillow[1]),
         images_per_s_per_core=float(1 / alone[0]),
@@ -87,19 +79,10 @@ def measure(config, original="", step=0.0) -> dict:
         times_one_core=times_one,
         # What the cores would make if nothing else ran: more work in all lowers it.
         cpu_times_one_core=len(cores) * cpu_of_one,
-        mean_error=mean,
-        share_beyond_8=beyond,
+        **figures,
         step_images_per_s=step or None,
         step_waits=max(0.0, 1 - 1 / together[0] / step) if step else None,
     )
-
-
-def changed(config, **data):
-    """The recipe with other keys of `config.data`."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.update(data)
-    return config
 
 
 @contextlib.contextmanager
@@ -122,21 +105,6 @@ def timed(function, *given) -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()]) - began
 
 
-def fidelity(config, held, dataset, indices) -> tuple[float, float]:
-    """Mean error in grey levels, and the share beyond 8, against Pillow's crops."""
-    spec = augment.spec(config, train=False)
-    batch = dataset.fetch(indices, 0)
-    image = augment.prepare(batch, {}, spec)["image"]
-    mean, std = (np.asarray(each) for each in (spec.mean, spec.std))
-    image = np.round(255 * (np.asarray(image) * std + mean))
-    expected = [
-        np.asarray(pillow_loop.cropped(held.read(int(index)), config, int(index)))
-        for index in batch["index"]
-    ]
-    error = np.abs(image - np.reshape(expected, image.shape).astype(np.float32))
-    return float(error.mean()), float((error > 8).mean())
-
-
 def describe(figures: dict) -> str:
     """The figures as a few lines for a reader."""
     lines = (
@@ -150,6 +118,11 @@ def describe(figures: dict) -> str:
         "  against Pillow's pixels: mean error {mean_error:.2f} grey levels, "
         "{share_beyond_8:.2%} beyond 8"
     )
+    if "labels_differ" in figures:
+        lines += (
+            "\n  {labels_differ:.2%} of the labels differ; pixels do where Pillow "
+            "blurs what shrinks"
+        )
     if figures["step_waits"] is not None:
         lines += (
             "\n  a step of {step_images_per_s:.0f} images/s waits {step_waits:.0%} of "

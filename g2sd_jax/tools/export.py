@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from g2sd_jax import checkpoint, cli, core, metrics
-from g2sd_jax.weights import architecture, exporters, loading, programs
+from g2sd_jax.tools import finished
+from g2sd_jax.weights import architecture, exporters, loading, programs, segmentor_files
 
 FORMATS = {
     "safetensors": exporters.safetensors_file,
@@ -40,7 +41,11 @@ def main(argv: Sequence[str]) -> int:
         )
     args = parser.parse_args(argv)
     write = core.lookup("--format", args.format, FORMATS)
-    model = prepare(args)
+    weights = loading.read(args.workdir, "--workdir")
+    if f"{loading.CONV_SEG}.weight" in weights.arrays:
+        write, model = segmentor(args, weights)
+    else:
+        model = prepare(args, weights)
     folder = args.out or _default_folder(args)
     os.makedirs(folder, exist_ok=True)
     for path in write(model, folder):
@@ -48,9 +53,38 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def prepare(args) -> exporters.Model:
-    """The weights of `args.workdir` and all that has to be known about them."""
-    weights = loading.read(args.workdir, "--workdir")
+def segmentor(args, weights: loading.Weights):
+    """How one is written as `args.format`, and all that has to be known about it."""
+    reason = segmentor_files.WHY_NOT.get(args.format)
+    if reason:
+        raise ValueError(f"--format={args.format} takes no segmentor: {reason}.")
+    for name in ("readout", "mean", "std"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name}={getattr(args, name)} is not for a segmentor, which says "
+                "itself how its pictures were normalised, and has one answer."
+            )
+    told = dict(weights.describe)
+    if told.get("kind") == "segmentor" and not os.path.isfile(args.workdir):
+        config = finished.config_of(checkpoint.split_step(args.workdir)[0])
+        told["inference"] = config.inference.to_dict()
+    if "inference" not in told:
+        raise ValueError(
+            f"--workdir={args.workdir!r} is a segmentor that does not say which blocks "
+            "are tapped, nor how pictures are cut: start a run from it (config."
+            "init_from) and export that run's workdir."
+        )
+    model = segmentor_files.Segmentor(
+        source=args.workdir,
+        arrays=weights.arrays,
+        told=told,
+        preprocessing=segmentor_files.preprocessing(told),
+    )
+    return segmentor_files.FORMATS[args.format], model
+
+
+def prepare(args, weights: loading.Weights) -> exporters.Model:
+    """The weights of a classifier or autoencoder, and what to know about them."""
     told = dict(weights.describe)
     if told.get("kind") == "probe":
         raise ValueError(

@@ -67,18 +67,23 @@ def safetensors_file(model: Model, folder: str) -> list[str]:
 
 def torch_file(model: Model, folder: str) -> list[str]:
     """`model.pth`, {"model": state dict}, as the authors' scripts write and read it."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        raise ValueError(
-            "--format=torch takes PyTorch to write: pip install 'g2sd_jax[torch]', or "
-            "--format=safetensors, which PyTorch reads as well."
-        ) from None
+    torch = pytorch()
     path = os.path.join(folder, "model.pth")
     copied = {n: torch.from_numpy(np.array(a)) for n, a in model.arrays.items()}
     torch.save({"model": copied, importers.OURS: json.dumps(dict(model.told))}, path)
     told = dict(format="PyTorch state dict under 'model'", readout=model.readout)
     return [path, write_preprocessing(model, folder, told)]
+
+
+def pytorch():
+    """The library, which only this format needs."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        raise ValueError(
+            "--format=torch takes PyTorch to write: pip install 'g2sd_jax[torch]', or "
+            "--format=safetensors, which PyTorch reads as well."
+        ) from None
 
 
 def timm(model: Model, folder: str) -> list[str]:

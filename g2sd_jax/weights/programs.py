@@ -5,10 +5,10 @@
 import importlib
 import json
 import os
+from collections.abc import Callable
 from importlib import metadata
 
 import jax
-import jax.numpy as jnp
 from jax import export
 
 from g2sd_jax.ops import attention
@@ -26,9 +26,13 @@ def stablehlo(model: exporters.Model, folder: str) -> list[str]:
     to be fastest there.
     """
     run = _program(model, attention=attention.attention)
+    return write_stablehlo(model, folder, run, _signature(model))
+
+
+def write_stablehlo(model, folder: str, run: Callable, signature: dict) -> list[str]:
+    """The same of any function of what `signature` calls `input` and `size`."""
     (batch,) = export.symbolic_shape("batch")
-    wanted = jax.ShapeDtypeStruct((batch, *_pixels(model)), jnp.uint8)
-    done = export.export(jax.jit(run), platforms=PLATFORMS)(wanted)
+    done = export.export(jax.jit(run), platforms=PLATFORMS)(*_shaped(signature, batch))
     path = os.path.join(folder, "model.stablehlo")
     with open(path, "wb") as file:
         file.write(done.serialize())
@@ -37,7 +41,7 @@ def stablehlo(model: exporters.Model, folder: str) -> list[str]:
         platforms=PLATFORMS,
         calling_convention=done.calling_convention_version,
         made_with=f"jax {jax.__version__}",
-        **_signature(model),
+        **signature,
     )
     return [path, exporters.write_preprocessing(model, folder, told)]
 
@@ -59,10 +63,9 @@ def onnx(model: exporters.Model, folder: str) -> list[str]:
             "at most 2; use --format=stablehlo."
         )
     signature = _signature(model)
-    wanted = jax.ShapeDtypeStruct(("B", *_pixels(model)), jnp.uint8)
     made = jax2onnx.to_onnx(
         _program(model),
-        [wanted],
+        _shaped(signature, "B"),
         model_name="g2sd_jax",
         opset=OPSET,
         input_names=[signature["input"]["name"]],
@@ -76,6 +79,14 @@ def onnx(model: exporters.Model, folder: str) -> list[str]:
     with open(path, "wb") as file:
         file.write(made.SerializeToString())
     return [path, exporters.write_preprocessing(model, folder, told)]
+
+
+def _shaped(signature, batch):
+    inputs = [signature[key] for key in ("input", "size") if key in signature]
+    return [
+        jax.ShapeDtypeStruct((batch, *each["shape"][1:]), each["dtype"])
+        for each in inputs
+    ]
 
 
 def _plain_products(graph):

@@ -1,0 +1,135 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exported segmentors answer as predict does, by the recipe in docs/weights.md."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import finished as made
+import runs
+import test_programs
+import tiny
+from g2sd_jax import cli, palette
+from g2sd_jax.data import fake
+from g2sd_jax.models import upernet, vit
+from g2sd_jax.tasks import sliding
+from g2sd_jax.tools import finished
+from g2sd_jax.weights import graft, loading
+from golden_files import agree
+
+NAMES = ["sky", "road", "car", "tree", "pole"]
+HOST = (
+    test_programs.ALONE.replace("image = np.load(pictures)", "")
+    + """
+import re
+from jax import export
+
+with open(f"{folder}/model.stablehlo", "rb") as file:
+    program = export.deserialize(file.read())
+exec(open("host.py").read())
+held = np.load(pictures)
+np.savez(answers, **{name: segment(held[name]) for name in held})
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir, its config and its variables."""
+    folder = tmp_path_factory.mktemp("segmentor")
+    return made.workdir(folder, runs.SEGMENTATION[0], class_names=NAMES)
+
+
+def exported(workdir, form, *flags):
+    assert cli.main(["export", f"--workdir={workdir}", f"--format={form}", *flags]) == 0
+    with open(f"{workdir}/export/{form}/preprocessing.json") as file:
+        return f"{workdir}/export/{form}", json.load(file)
+
+
+def test_the_host_cuts_and_merges_as_evaluation_does(run, tmp_path):
+    workdir, config, variables = run
+    folder, told = exported(workdir, "stablehlo")
+    docs = (test_programs.ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(import json.*?)```", docs, re.DOTALL)
+    (tmp_path / "host.py").write_text(code)
+    (tmp_path / "program.py").write_text(HOST)
+    held_out = fake.load(config, config.data.eval_split)
+    images = [held_out.original(i)["image"] for i in range(3)]
+    images.append(images[0][:15])  # Less high than a window, once it is scaled.
+    np.savez(tmp_path / "in.npz", **{f"{i}": image for i, image in enumerate(images)})
+    command = [sys.executable, "program.py", folder, "in.npz", "out.npz"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=""),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    got = np.load(tmp_path / "out.npz")
+
+    evaluator = finished.from_run(workdir).stage.evaluators["eval"]
+    predict, plan = jax.jit(evaluator.predict), sliding.plan(config)
+    seen, count = set(), []
+    for i, image in enumerate(images):
+        scene = sliding.Scene({"image": image}, plan)
+        count.append(len(scene.windows))
+        for at, window in scene.windows.items():
+            batch = sliding.padded([window], 1, plan, 3)
+            scene.add(at, np.asarray(predict(variables, {}, batch)["logits"][0]))
+        answer = scene.answer()
+        assert answer.shape == got[f"{i}"].shape
+        assert (answer == got[f"{i}"]).mean() > 0.999, i
+        seen |= set(np.unique(answer))
+    assert max(count) > 1 and len(seen) > 2  # Else agreeing would say little.
+    assert told["class_names"] == NAMES and told["window"] == [64, 64]
+    assert told["palette"] == palette.colours()[:5].tolist()
+    assert (told["fit"], told["stride"]) == ([64, 256], [43, 43])
+    wanted = dict(name="logits", shape=["batch", 16, 16, 5], dtype="float32")
+    assert wanted.items() <= told["program"]["output"].items()
+
+
+def logits_of(config, variables):
+    network = upernet.segmentor(config.model, config.data.classes)
+    apply = lambda variables, image: network.apply(variables, image, False).logits
+    return jax.jit(apply)(variables, tiny.images(config, count=2))
+
+
+def test_a_file_of_it_gives_the_same_logits_and_can_be_exported(run, tmp_path):
+    workdir, config, variables = run
+    path = f"{exported(workdir, 'safetensors')[0]}/model.safetensors"
+    weights = loading.read(path, "--workdir")
+    shapes = jax.eval_shape(lambda: variables)
+    got = graft.onto(shapes, weights, grid=vit.grid(config.model))
+    agree(logits_of(config, got), logits_of(config, variables), "logits", 1e-6)
+    assert weights.describe["class_names"] == NAMES
+    argv = ["export", f"--workdir={path}", "--format=stablehlo", f"--out={tmp_path}"]
+    assert cli.main(argv) == 0
+    assert (tmp_path / "model.stablehlo").stat().st_size > 1000
+
+
+def test_what_can_not_be_written_is_told(run, tmp_path, capsys):
+    workdir, *_ = run
+    foreign = str(tmp_path / "foreign.safetensors")
+    arrays = loading.read(workdir, "--workdir").arrays
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(arrays, foreign)
+    for path, flags, told in (
+        (workdir, ["--format=timm"], "--format=timm takes no segmentor: timm has no"),
+        (workdir, ["--format=transformers"], "has no bias of keys and no sliding"),
+        (workdir, ["--format=onnx"], "does not take the loop over the blocks"),
+        (workdir, ["--format=torch", "--mean=0.5"], "--mean=0.5 is not for a segment"),
+        (foreign, ["--format=stablehlo"], "does not say which blocks are tapped"),
+    ):
+        assert cli.main(["export", f"--workdir={path}", *flags]) == 2
+        err = capsys.readouterr().err
+        assert told in err and err.count("\n") == 1, err
+    assert not os.path.exists(f"{workdir}/export/timm")

@@ -76,6 +76,7 @@ def base():
     config.data.max_bad_share = 0.02  # Of unreadable examples, beyond which a run ends.
     config.data.workers = placeholder(int)  # Threads; None: one per core.
     config.data.prefetch = 2  # Batches read ahead, and as many ready on the device.
+    config.data.timeout = 1800.0  # Seconds without a batch after which a run ends.
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left.
     config.scan = True  # One compiled block, looped; False unrolls.

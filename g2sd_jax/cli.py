@@ -4,7 +4,9 @@
 
 import argparse
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import g2sd_jax
@@ -75,9 +77,15 @@ def guarded(call: Callable[[], int | None], *, debug: bool = False) -> int:
         if isinstance(error, core.Preempted):
             print(error, flush=True)
             return core.EXIT_AGAIN
-        if debug or not isinstance(error, core.MISTAKES):
+        hung = isinstance(error, core.Hung)
+        if not isinstance(error, core.MISTAKES) or (debug and not hung):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if hung:  # Python would wait for its threads, for ever.
+            sys.stdout.flush()
+            os._exit(core.EXIT_MISTAKE)
         return core.EXIT_MISTAKE
 
 

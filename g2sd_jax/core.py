@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.prefetch",
     "data.max_bad_share",
+    "data.timeout",
     "data.data_dir",
     "data.index_dir",
 )
@@ -39,6 +40,10 @@ EXIT_MISTAKE = 2  # One line says what is wrong; the same command fails again.
 EXIT_AGAIN = 75  # Asked to stop, and saved: the same command resumes.
 EXIT_LOST = 76  # Another process of the run is gone: as after a crash of one's own.
 MISTAKES = (ValueError, OSError, FloatingPointError)  # What that one line is made of.
+
+
+class Hung(OSError):
+    """What was waited for did not come, and the threads at it can not be ended."""
 
 
 class Preempted(Exception):

@@ -2,10 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches made and placed ahead of the step, and what that took."""
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from g2sd_jax import core
+
+OFTEN = 60.0  # Seconds after which a wait is told, and told again.
 
 
 class Meter:
@@ -47,6 +53,50 @@ class Meter:
         return metered
 
 
+class Patience(NamedTuple):
+    """How long a batch is waited for."""
+
+    source: str  # as a line names it
+    limit: float  # seconds, `config.data.timeout`
+    often: float = OFTEN
+
+    def get(self, ready: queue.Queue):
+        """What comes next; says every so often who is waited for, and gives up."""
+        began, waited = time.monotonic(), 0.0
+        while True:
+            try:
+                return ready.get(timeout=min(self.often, max(0.0, self.limit - waited)))
+            except queue.Empty:
+                waited = time.monotonic() - began
+            told = f"{self.source} has given no batch for {waited:.0f} s"
+            if waited >= self.limit:
+                raise core.Hung(
+                    f"{told}: config.data.timeout={self.limit:.0f}. Look whether what "
+                    "it reads can be reached; the same command goes on from the last "
+                    "checkpoint. If it is only slow, raise config.data.timeout."
+                )
+            # By whichever process waits: the others do not know.
+            print(f"{told}; the run ends after {self.limit:.0f} s", flush=True)
+
+
+def patience(config) -> Patience:
+    """How long a run waits for its own data."""
+    data = config.data
+    where = f" (config.data.path={data.path!r})" if data.path else ""
+    source = f"config.data.source={data.source!r}{where}"
+    return Patience(source, config.data.timeout)
+
+
+def first(batches: Iterator, patience: Patience):
+    """The first of `batches` alone, waited for no longer than a `Feed` would."""
+    few = itertools.islice(batches, 1)
+    alone = Feed(few, core.identity, 1, Meter(), patience)
+    try:
+        return next(alone)
+    finally:
+        alone.close(patience=1.0)
+
+
 class Feed:
     """Makes and places batches in a thread of its own, a bounded number ahead.
 
@@ -60,10 +110,19 @@ class Feed:
         ahead: how many placed batches may wait.
         meter: runs while a batch is made and placed. Work that `batches` does ahead, in
             threads of its own, has to be metered too, or a batch seems to take no time.
+        patience: how long a batch is waited for.
     """
 
-    def __init__(self, batches: Iterator, place: Callable, ahead: int, meter: Meter):
+    def __init__(
+        self,
+        batches: Iterator,
+        place: Callable,
+        ahead: int,
+        meter: Meter,
+        patience: Patience,
+    ):
         self._batches, self._place, self._meter = batches, place, meter
+        self._patience = patience
         self._ready = queue.Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
@@ -93,7 +152,7 @@ class Feed:
         return self
 
     def __next__(self):
-        batch, error = self._ready.get()
+        batch, error = self._patience.get(self._ready)
         if error:
             self._ready.put((None, error))  # Asked again, it is still so.
             raise error

@@ -69,6 +69,7 @@ def count(config) -> tuple[int, int]:
         "checkpoint.every",
         "checkpoint.keep",
         "data.prefetch",
+        "data.timeout",
     ):
         value = core.flatten(config.to_dict())[key]
         if value <= 0:

@@ -25,7 +25,7 @@ from g2sd_jax import (
     workdir,
 )
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import failures, order, source
+from g2sd_jax.data import failures, order, source, threads
 from g2sd_jax.models import layers
 
 DONE = "DONE"
@@ -45,6 +45,7 @@ def run(config, path: str) -> dict:
         return workdir.read_json(done)
     workdir.cache_programs(config, path)
     with contextlib.ExitStack() as opened:
+        opened.enter_context(threads.closing())
         scores = steps(config, path, opened)
     # Only now is the last checkpoint committed.
     _, total = step.count(config)
@@ -77,7 +78,9 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
     opened.callback(failures.list_in, None)
     dataset = source.load(config, config.data.train_split)
     cluster.agree("data", lambda: datasets.fingerprint(dataset))
-    example = next(order.train_batches(dataset, config.batch, config.seed, 0, *hosts))
+    patience = feed.patience(config)
+    batches = order.train_batches(dataset, config.batch, config.seed, 0, *hosts)
+    example = feed.first(batches, patience)
     describe = dict(
         stage.describe,
         stage=config.stage,
@@ -123,7 +126,7 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
     dataset = datasets.metered(dataset, meter.around)
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
     place = lambda batch: parallel.to_global(batch, mesh)
-    supply = feed.Feed(batches, place, config.data.prefetch, meter)
+    supply = feed.Feed(batches, place, config.data.prefetch, meter, patience)
     opened.callback(supply.close)
     timer, late = clock.Clock(config.batch, supply), metrics.Late()
     opened.callback(timer.close)

@@ -3,14 +3,20 @@
 """Batches ahead of the step: in order, bounded, timed, and ended when they end."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
-from g2sd_jax import feed
+import files
+import runs
+from g2sd_jax import core, feed, train
+from g2sd_jax.data import source, threads
 
 SOON = 5.0  # Seconds that no test waits for in full.
+PATIENT = feed.Patience("the source", limit=SOON)
 
 
 def until(condition):
@@ -39,7 +45,13 @@ class Source:
 
 
 def test_batches_come_placed_and_in_order():
-    fed = feed.Feed(iter(range(50)), lambda batch: -batch, ahead=3, meter=feed.Meter())
+    fed = feed.Feed(
+        iter(range(50)),
+        lambda batch: -batch,
+        ahead=3,
+        meter=feed.Meter(),
+        patience=PATIENT,
+    )
     assert list(fed) == [-batch for batch in range(50)]
     with pytest.raises(StopIteration):  # And no wait for what will never come.
         next(fed)
@@ -47,18 +59,20 @@ def test_batches_come_placed_and_in_order():
 
 
 def test_only_so_many_lie_ahead():
-    source = Source()
-    fed = feed.Feed(source, lambda batch: batch, ahead=2, meter=feed.Meter())
-    until(lambda: source.asked == 2)
+    counter = Source()
+    fed = feed.Feed(
+        counter, lambda batch: batch, ahead=2, meter=feed.Meter(), patience=PATIENT
+    )
+    until(lambda: counter.asked == 2)
     time.sleep(0.05)
-    assert source.asked == 2
+    assert counter.asked == 2
     assert [next(fed), next(fed), next(fed)] == [1, 2, 3]
-    until(lambda: source.asked == 5)
+    until(lambda: counter.asked == 5)
     time.sleep(0.05)
-    assert source.asked == 5
+    assert counter.asked == 5
     fed.close()
-    assert source.closed and not feed_threads()
-    assert source.asked == 5
+    assert counter.closed and not feed_threads()
+    assert counter.asked == 5
 
 
 def test_an_error_of_the_source_is_raised_where_a_batch_is_asked_for():
@@ -66,7 +80,9 @@ def test_an_error_of_the_source_is_raised_where_a_batch_is_asked_for():
         yield 1
         raise ValueError("too many unreadable pictures")
 
-    fed = feed.Feed(broken(), lambda batch: batch, ahead=2, meter=feed.Meter())
+    fed = feed.Feed(
+        broken(), lambda batch: batch, ahead=2, meter=feed.Meter(), patience=PATIENT
+    )
     assert next(fed) == 1
     for _ in range(2):
         with pytest.raises(ValueError, match="too many unreadable"):
@@ -81,10 +97,127 @@ def test_a_source_that_hangs_is_left():
         gate.wait()
         yield
 
-    fed = feed.Feed(hanging(), lambda batch: batch, ahead=1, meter=feed.Meter())
+    fed = feed.Feed(
+        hanging(), lambda batch: batch, ahead=1, meter=feed.Meter(), patience=PATIENT
+    )
     fed.close(patience=0.05)
     gate.set()
     until(lambda: not feed_threads())
+
+
+def test_a_source_that_hangs_is_named_and_given_up(capsys):
+    gate = threading.Event()
+
+    def hanging():
+        yield 1
+        gate.wait()
+
+    patience = feed.Patience("the folder", limit=0.25, often=0.1)
+    fed = feed.Feed(hanging(), core.identity, 2, feed.Meter(), patience)
+    assert next(fed) == 1
+    said = r"^the folder has given no batch for 0 s: config.data.timeout=0\. Look "
+    with pytest.raises(core.Hung, match=said):
+        next(fed)
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines == ["the folder has given no batch for 0 s; the run ends after 0 s"] * 2
+    )
+    gate.set()
+    fed.close()
+
+
+def test_a_slow_source_is_only_talked_about(capsys):
+    def slow():
+        time.sleep(0.2)
+        yield 1
+
+    patience = feed.Patience("the folder", limit=SOON, often=0.05)
+    fed = feed.Feed(slow(), core.identity, 2, feed.Meter(), patience)
+    assert next(fed) == 1
+    assert "the folder has given no batch" in capsys.readouterr().out
+    fed.close()
+
+
+def test_the_first_batch_alone():
+    batches = iter(range(5))
+    assert feed.first(batches, PATIENT) == 0
+    assert next(batches) == 1 and not feed_threads()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A recipe that trains on a folder of pictures, and judges on it."""
+    files.write(tmp_path / "set", files.photographs(per_class=8))
+    config = runs.small("finetune", total_steps=2, batch=8)
+    with config.unlocked():
+        config.data.update(source="folder", path=str(tmp_path / "set"), workers=2)
+        config.data.update(classes=2, train_examples=16)
+    return config
+
+
+def test_a_run_leaves_no_thread_behind(pictures, tmp_path, monkeypatch):
+    before, load, kept = set(threading.enumerate()), source.load, []
+
+    def kept_alive(*given, **how):  # Else it is left to chance when threads end.
+        kept.append(load(*given, **how))
+        return kept[-1]
+
+    monkeypatch.setattr(source, "load", kept_alive)
+
+    def left():
+        ours = ("input", "ahead", "feed", "clock")
+        found = set(threading.enumerate()) - before
+        return [each.name for each in found if each.name.startswith(ours)]
+
+    train.run(pictures, str(tmp_path / "run"))
+    until(lambda: not left())
+    assert len(kept) == 2  # Its own, and the evaluator's.
+
+
+def test_pools_end_with_what_they_were_made_in():
+    config = runs.small("pretrain")
+    with threads.closing():
+        outer = threads.pool(config)
+        with threads.closing():
+            inner = threads.pool(config)
+        assert outer.submit(int).result() == 0
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            inner.submit(int)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        outer.submit(int)
+
+
+HANGS = """
+import sys, time
+from g2sd_jax import cli
+from g2sd_jax.data import decoder
+
+opened, asked = decoder.opened, []
+
+
+def hanging(*given):
+    asked.append(given)
+    return opened(*given) if len(asked) < 5 else time.sleep(1e6)
+
+
+decoder.opened = hanging
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path):
+    """As with files of a network that is gone."""
+    root = files.write(tmp_path / "set", files.photographs(per_class=8))
+    changes = dict(source="folder", path=root, classes=2, train_examples=16, timeout=2)
+    command = [sys.executable, "-c", HANGS, "train", "--config=pretrain:smoke"]
+    command += [f"--config.data.{key}={value}" for key, value in changes.items()]
+    command += [f"--workdir={tmp_path / 'run'}", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == core.EXIT_MISTAKE, done.stderr
+    told = done.stderr.splitlines()[-1]
+    said = f"error: config.data.source='folder' (config.data.path={str(root)!r}) has "
+    assert told.startswith(f"{said}given no batch for 2 s: config.data.timeout=2.")
+    assert "Traceback" in done.stderr
 
 
 class Time:
@@ -107,7 +240,7 @@ def test_waiting_for_room_is_not_work():
         now.now += 0.5
         return batch
 
-    fed = feed.Feed(batches(), place, ahead=2, meter=feed.Meter(now))
+    fed = feed.Feed(batches(), place, ahead=2, meter=feed.Meter(now), patience=PATIENT)
     until(lambda: fed._ready.qsize() == 2)
     now.now += 100.0  # Nobody takes one for a while.
     assert fed.spent() == (2, 1.5)
@@ -153,7 +286,9 @@ def test_work_ahead_of_the_feed_is_metered_by_its_own_calls():
     work = meter.around(lambda: time.sleep(0.05))
     for _ in range(3):  # While nobody asks for a batch.
         work()
-    fed = feed.Feed(iter(range(3)), lambda batch: batch, ahead=3, meter=meter)
+    fed = feed.Feed(
+        iter(range(3)), lambda batch: batch, ahead=3, meter=meter, patience=PATIENT
+    )
     until(lambda: fed._ready.qsize() == 3)
     made, seconds = fed.spent()
     assert made == 3 and 0.15 <= seconds < SOON

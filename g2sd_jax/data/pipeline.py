@@ -7,8 +7,6 @@ training picture reaches the device on a canvas, its crop as a box there, and is
 by the device; an evaluation picture is resized here, exactly as Pillow does it.
 """
 
-from concurrent import futures
-
 import numpy as np
 
 from g2sd_jax.data import classes, crops, decoder, encoded, failures, pictures, threads
@@ -83,7 +81,7 @@ def filling(config, held: encoded.Encoded, split):
         is tried if `replacing`, else the row is not valid.
     """
     workers, count = threads.workers(config), counted(config, held)
-    pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
+    pool = threads.pool(config)
 
     def fill(indices, place, replacing):
         used = np.array(indices, np.int32)

@@ -4,7 +4,6 @@
 
 import functools
 from collections.abc import Callable
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -120,8 +119,7 @@ class Decoder:
         self._config, self._found, self._split = config, found, split
         self._count = count
         self._frames = pipeline.Training(config), pipeline.Evaluating(config)
-        workers = threads.workers(config)
-        self._pool = futures.ThreadPoolExecutor(workers, thread_name_prefix="input")
+        self._pool = threads.pool(config)
 
     def batch(self, held: record_stream.Read, epoch) -> dict:
         """Arrays [b, ...]; of a picture that is bad, the next of the batch instead.

@@ -1,8 +1,12 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads read and decode."""
+"""The threads that read and decode: how many there are, and that they end."""
 
+import contextlib
 import os
+from concurrent import futures
+
+_made = []  # Of every `closing` that is entered: the pools made since.
 
 
 def cores() -> list[int]:
@@ -23,3 +27,26 @@ def workers(config) -> int:
                 f"config.data.{key}={config.data[key]} must be at least {least}."
             )
     return config.data.workers or len(cores())
+
+
+def pool(config) -> futures.ThreadPoolExecutor:
+    """As many threads as `workers` says, ended by the `closing` that it is made in."""
+    made = futures.ThreadPoolExecutor(workers(config), thread_name_prefix="input")
+    if _made:
+        _made[-1].append(made)
+    return made
+
+
+@contextlib.contextmanager
+def closing():
+    """Ends the pools that were made in it: a process that trains twice keeps none.
+
+    Data sets do not know when they are used last, for evaluators make and keep theirs.
+    A thread that hangs is not waited for.
+    """
+    _made.append([])
+    try:
+        yield
+    finally:
+        for each in _made.pop():
+            each.shutdown(wait=False, cancel_futures=True)

@@ -10,8 +10,11 @@
 # process per GPU instead: what a run over several hosts does, tried out on one.
 # What follows -- goes to g2sd train.
 set -euo pipefail
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
-gpus="" per_gpu="" memory="" deterministic="" port=${G2SD_PORT:-12321} dry=""
+gpus="" per_gpu="" memory="" deterministic="" dry_run="" rest=()
+port=${G2SD_PORT:-12321}
 
 usage() {
   sed -n '4,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -28,24 +31,8 @@ usage() {
 TEXT
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-while [ $# -gt 0 ]; do
-  case $1 in
-    --gpus=*) gpus=${1#*=} ;;
-    --per-gpu) per_gpu=1 ;;
-    --memory=*) memory=${1#*=} ;;
-    --deterministic) deterministic=1 ;;
-    --dry-run) dry=1 ;;
-    --help | -h) usage && exit 0 ;;
-    --) shift && break ;;
-    *) fail "$1 is not an argument of gpu_host.sh; what g2sd train takes follows --" ;;
-  esac
-  shift
-done
+options "gpus memory" "per-gpu deterministic dry-run" "$@"
+set -- ${rest[@]+"${rest[@]}"}
 [ $# -gt 0 ] || fail "what to train is missing: … -- --config=RECIPE --workdir=DIR"
 
 settings=()
@@ -75,10 +62,8 @@ trap stop TERM INT
 
 # begin NAME=VALUE… COMMAND…
 begin() {
-  printf '+' >&2
-  printf ' %q' "$@" >&2
-  printf '\n' >&2
-  if [ -z "$dry" ]; then env "$@" & children+=($!); fi
+  tell "$@" >&2
+  if [ -z "$dry_run" ]; then env "$@" & children+=($!); fi
 }
 
 # outcome: waits for every process; the status that says most. 75 means: start again.

@@ -14,8 +14,9 @@
 # shellcheck disable=SC2016  # What stands in single quotes is for the workers' shells.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/options.sh
 
-name="" zone="" type="" runtime="" workdir="" project="" spot="" dry="" keep=""
+name="" zone="" type="" runtime="" workdir="" project="" spot="" dry_run="" keep="" rest=()
 restarts=50 retries=3 poll=${G2SD_POLL:-30}
 
 usage() {
@@ -35,30 +36,8 @@ usage() {
 TEXT
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-while [ $# -gt 0 ]; do
-  case $1 in
-    --name=*) name=${1#*=} ;;
-    --zone=*) zone=${1#*=} ;;
-    --project=*) project=${1#*=} ;;
-    --type=*) type=${1#*=} ;;
-    --runtime=*) runtime=${1#*=} ;;
-    --workdir=*) workdir=${1#*=} ;;
-    --restarts=*) restarts=${1#*=} ;;
-    --retries=*) retries=${1#*=} ;;
-    --spot) spot=1 ;;
-    --keep) keep=1 ;;
-    --dry-run) dry=1 ;;
-    --help | -h) usage && exit 0 ;;
-    --) shift && break ;;
-    *) fail "$1 is not an argument of tpu_pod.sh; what g2sd train takes follows --" ;;
-  esac
-  shift
-done
+options "name zone project type runtime workdir restarts retries" "spot keep dry-run" "$@"
+set -- ${rest[@]+"${rest[@]}"}
 for key in name zone type runtime workdir; do
   [ -n "${!key}" ] || fail "--$key=… is missing; see bash launch/tpu_pod.sh --help"
 done
@@ -67,24 +46,17 @@ done
 place=(--zone="$zone")
 if [ -n "$project" ]; then place+=(--project="$project"); fi
 
-# tell COMMAND…: prints it as it could be typed.
-tell() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
-}
-
 # run COMMAND…: tells it on stderr and runs it, or only tells it.
 run() {
   tell "$@" >&2
-  if [ -z "$dry" ]; then "$@"; fi
+  if [ -z "$dry_run" ]; then "$@"; fi
 }
 
 # ask ASSUMED COMMAND…: the answer of a question; what is assumed in a dry run.
 ask() {
   local assumed=$1
   shift
-  if [ -n "$dry" ]; then tell "$@" >&2 && echo "$assumed" && return; fi
+  if [ -n "$dry_run" ]; then tell "$@" >&2 && echo "$assumed" && return; fi
   "$@" 2>/dev/null || true
 }
 
@@ -162,7 +134,7 @@ follow() {
 
 is_done() {
   local path="$workdir/DONE"
-  if [ -n "$dry" ]; then
+  if [ -n "$dry_run" ]; then
     tell gcloud storage ls "$path" >&2
     [ -n "$trained" ]
   elif [[ $workdir == gs://* ]]; then
@@ -178,7 +150,7 @@ state=$(slice_state "")
 until is_done; do
   if [ "$state" != READY ]; then
     [ "$slices" -le "$restarts" ] || fail "$slices slices were lost; raise --restarts"
-    if [ -n "$(queue_state)" ] && [ -z "$dry" ]; then delete; fi
+    if [ -n "$(queue_state)" ] && [ -z "$dry_run" ]; then delete; fi
     slices=$((slices + 1)) installed=""
     if ! create; then
       state=LOST

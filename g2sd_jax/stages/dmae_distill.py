@@ -61,9 +61,7 @@ def build(config) -> core.Stage:
 
     def fit(weights):
         if weights is not None:
-            agreement.pictures(weights, config, "config.teacher.checkpoint")
-            model = config.teacher.model
-            agreement.heads(weights, model, "config.teacher.model")
+            agreement.teacher(weights, config)
         if weights is None or weights.has_decoder:
             return lambda key: mae.init(whole, key)
         metrics.say(

@@ -84,9 +84,7 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights, config.teacher.target)
-            agreement.pictures(weights, config, "config.teacher.checkpoint")
-            model = config.teacher.model
-            agreement.heads(weights, model, "config.teacher.model")
+            agreement.teacher(weights, config)
         return lambda key: mae.init(whole, key)
 
     def probe(frozen, batch):

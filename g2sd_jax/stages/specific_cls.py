@@ -80,9 +80,7 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights)
-            agreement.pictures(weights, config, "config.teacher.checkpoint")
-            model = config.teacher.model
-            agreement.heads(weights, model, "config.teacher.model")
+            agreement.teacher(weights, config)
             agreement.classes(weights, task.classes, "config.teacher.checkpoint")
         return lambda key: vit.init(teacher, key)
 

@@ -50,6 +50,12 @@ def pictures(weights: loading.Weights, config, key: str) -> None:
             )
 
 
+def teacher(weights: loading.Weights, config) -> None:
+    """Both of these, for what `config.teacher` names and describes."""
+    pictures(weights, config, "config.teacher.checkpoint")
+    heads(weights, config.teacher.model, "config.teacher.model")
+
+
 def classes(weights: loading.Weights, of_data: Callable, key: str) -> None:
     """Refuses a head whose classes are others than the data's, or in another order.
 

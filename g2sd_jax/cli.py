@@ -85,7 +85,7 @@ def guarded(call: Callable[[], int | None], *, debug: bool = False) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if hung:  # Python would wait for its threads, for ever.
             sys.stdout.flush()
-            os._exit(core.EXIT_MISTAKE)
+            os._exit(core.EXIT_LOST)
         return core.EXIT_MISTAKE
 
 
@@ -121,7 +121,8 @@ def _usage() -> str:
             "",
             "exit status: 0 done; 1 doctor: something looks wrong; 2 a mistake, told",
             "in one line; 75 asked to stop, and saved; 76 another process of the run",
-            "died. After 75 and 76 the same command goes on from the last checkpoint.",
+            "died, or no data came. After 75 and 76 the same command goes on from the",
+            "last checkpoint.",
         ]
     )
 

@@ -38,7 +38,7 @@ MAY_CHANGE = (
 EXIT_DONE = 0
 EXIT_MISTAKE = 2  # One line says what is wrong; the same command fails again.
 EXIT_AGAIN = 75  # Asked to stop, and saved: the same command resumes.
-EXIT_LOST = 76  # Another process of the run is gone: as after a crash of one's own.
+EXIT_LOST = 76  # Another process of the run, or its data: as after a crash of its own.
 MISTAKES = (ValueError, OSError, FloatingPointError)  # What that one line is made of.
 
 

@@ -213,7 +213,7 @@ def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path):
     command += [f"--config.data.{key}={value}" for key, value in changes.items()]
     command += [f"--workdir={tmp_path / 'run'}", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == core.EXIT_MISTAKE, done.stderr
+    assert done.returncode == core.EXIT_LOST, done.stderr
     told = done.stderr.splitlines()[-1]
     said = f"error: config.data.source='folder' (config.data.path={str(root)!r}) has "
     assert told.startswith(f"{said}given no batch for 2 s: config.data.timeout=2.")

@@ -8,11 +8,12 @@ import re
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import finished as made
 import runs
-from g2sd_jax import cli, palette, train
+from g2sd_jax import checkpoint, cli, palette, train
 from g2sd_jax.data import fake
 from g2sd_jax.tasks import confusion
 from g2sd_jax.tools import evaluate, finished, overlay
@@ -140,6 +141,30 @@ def test_many_classes_are_shown_from_the_lowest_iou():
     rows = confusion.breakdown(counts)
     assert (rows[3]["share"], rows[3]["iou"], rows[3]["recall"]) == (0.0, None, None)
     assert "  3 " not in "\n".join(evaluate.pixel_lines(rows))
+
+
+def test_a_file_of_it_needs_no_recipe(workdir, figures, pictures, tmp_path, capsys):
+    argv = ["export", f"--workdir={workdir}", "--format=safetensors"]
+    assert cli.main([*argv, f"--out={tmp_path}"]) == 0
+    path = str(tmp_path / "model.safetensors")
+    same = finished.choose("", path, "", {"data.limit": LIMIT, "data.source": "fake"})
+    assert same.config.inference.stride == (43, 43)
+    found = evaluate.evaluate(same)["evaluators"]["eval"]
+    assert found["confusion"] == figures["evaluators"]["eval"]["confusion"]
+    assert [row["name"] for row in found["classes"]] == list(NAMES)
+    assert cli.main(["predict", pictures[0], f"--checkpoint={path}"]) == 2
+    assert "is a file: say with --out=FOLDER" in capsys.readouterr().err
+    # Without its auxiliary head it serves as well, without a mean of the batches not.
+    arrays = safetensors.numpy.load_file(path)
+    describe = checkpoint.read(path, "--checkpoint").describe
+    meta = {"g2sd_jax": json.dumps(dict(describe))}
+    some = {n: a for n, a in arrays.items() if not n.startswith("auxiliary")}
+    safetensors.numpy.save_file(some, path, metadata=meta)
+    assert "auxiliary_head" not in finished.choose("", path, "", {}).variables["params"]
+    del some["decode_head.bottleneck.bn.running_mean"]
+    safetensors.numpy.save_file(some, path, metadata=meta)
+    with pytest.raises(ValueError, match="also keeps batch_stats, which a weight file"):
+        finished.choose("", path, "", {})
 
 
 def test_what_a_segmentor_can_not_do_is_told(workdir, pictures, tmp_path, capsys):

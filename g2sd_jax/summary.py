@@ -111,8 +111,8 @@ def pixel_lines(config, found: np.ndarray, classes) -> list[str]:
     order = np.argsort(-found[: palette.IGNORED], kind="stable")
     present = [label for label in order if found[label]]
     told = [f"{name_of(label, classes)} {share[label]:.1%}" for label in present]
-    if len(told) > 2 * NAMED:
-        told = [*told[:NAMED], "…", *told[-NAMED:]]
+    if len(told) > 4 * NAMED:
+        told = [*told[: 2 * NAMED], "…", *told[-2 * NAMED :]]
     lines = [
         f"pixels of the first batch: {', '.join(told) or 'none of any class'}; "
         f"{ignored:.1%} ignored or padded"

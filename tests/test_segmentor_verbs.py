@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the verbs make of a finished segmentor: overlays, tables, clear refusals."""
 
+import base64
 import json
+import re
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import finished as made
 import runs
-from g2sd_jax import cli, palette
+from g2sd_jax import checkpoint, cli, palette, train
 from g2sd_jax.data import fake
 from g2sd_jax.tasks import confusion
 from g2sd_jax.tools import evaluate, finished, overlay
@@ -140,6 +143,30 @@ def test_many_classes_are_shown_from_the_lowest_iou():
     assert "  3 " not in "\n".join(evaluate.pixel_lines(rows))
 
 
+def test_a_file_of_it_needs_no_recipe(workdir, figures, pictures, tmp_path, capsys):
+    argv = ["export", f"--workdir={workdir}", "--format=safetensors"]
+    assert cli.main([*argv, f"--out={tmp_path}"]) == 0
+    path = str(tmp_path / "model.safetensors")
+    same = finished.choose("", path, "", {"data.limit": LIMIT, "data.source": "fake"})
+    assert same.config.inference.stride == (43, 43)
+    found = evaluate.evaluate(same)["evaluators"]["eval"]
+    assert found["confusion"] == figures["evaluators"]["eval"]["confusion"]
+    assert [row["name"] for row in found["classes"]] == list(NAMES)
+    assert cli.main(["predict", pictures[0], f"--checkpoint={path}"]) == 2
+    assert "is a file: say with --out=FOLDER" in capsys.readouterr().err
+    # Without its auxiliary head it serves as well, without a mean of the batches not.
+    arrays = safetensors.numpy.load_file(path)
+    describe = checkpoint.read(path, "--checkpoint").describe
+    meta = {"g2sd_jax": json.dumps(dict(describe))}
+    some = {n: a for n, a in arrays.items() if not n.startswith("auxiliary")}
+    safetensors.numpy.save_file(some, path, metadata=meta)
+    assert "auxiliary_head" not in finished.choose("", path, "", {}).variables["params"]
+    del some["decode_head.bottleneck.bn.running_mean"]
+    safetensors.numpy.save_file(some, path, metadata=meta)
+    with pytest.raises(ValueError, match="also keeps batch_stats, which a weight file"):
+        finished.choose("", path, "", {})
+
+
 def test_what_a_segmentor_can_not_do_is_told(workdir, pictures, tmp_path, capsys):
     twin = tmp_path / "0.jpg"
     Image.new("RGB", (8, 8)).save(twin)
@@ -167,3 +194,38 @@ def test_an_older_run_is_completed_by_its_task(workdir, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "is older than inference.flip, inference.scales" in said
     assert "as the recipe finetune:task=segmentation has them" in said
+
+
+def test_a_page_of_a_run_shows_scores_classes_and_overlays(tmp_path, pictures, capsys):
+    run = str(tmp_path / "run")
+    config = runs.small(runs.SEGMENTATION[0], total_steps=4, shown=2, log_every=1)
+    config.data.limit, config.data.train_examples = 16, 16
+    train.run(config, run)
+    for argv in (
+        ["evaluate", f"--workdir={run}", f"--out={run}/evaluation.json"],
+        ["predict", pictures[0], f"--workdir={run}"],
+        ["report", run],
+    ):
+        assert cli.main(argv) == 0
+    html = (tmp_path / "run/report.html").read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == f"written to {run}/report.html"
+    done = json.loads((tmp_path / "run/DONE").read_text())
+    figures = json.loads((tmp_path / "run/evaluation.json").read_text())
+    found = figures["evaluators"]["eval"]
+    assert found["metrics"]["mIoU"] == done["eval/mIoU"]
+    for text in (
+        "<th>eval/mIoU</th>",
+        f"{done['eval/mIoU']:.4g}</td>",
+        "run, eval: class by class",
+        "<th>share (%)</th>",
+        "<th>Acc (%)</th>",
+        f"{found['classes'][0]['share']:.2f}</td>",
+        "What run learned from first",
+        "What run sees",
+        "overlays/0.overlay.png.",
+        'alt="eval/aAcc, eval/mAcc, eval/mIoU"',
+    ):
+        assert text in re.sub(r"<th [^>]*>", "<th>", html), text
+    for name in ("first_batch.png", "overlays/0.overlay.png"):
+        data = base64.b64encode((tmp_path / "run" / name).read_bytes()).decode()
+        assert data in html, name

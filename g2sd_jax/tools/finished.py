@@ -14,10 +14,14 @@ from ml_collections import ConfigDict
 from g2sd_jax import core, metrics, parallel, recipes, stages, workdir
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment
-from g2sd_jax.weights import agreement, graft, loading
+from g2sd_jax.weights import agreement, graft, loading, torch_names
 
 CHAIN = "chain.json"  # The whole config of a chain, in its folder.
-RECIPES = {"vit": "finetune", "mae": "pretrain"}  # What a file's `kind` stands for.
+RECIPES = {  # What a file's `kind` stands for.
+    "vit": "finetune",
+    "mae": "pretrain",
+    "segmentor": "finetune:task=segmentation",
+}
 
 
 class Finished(NamedTuple):
@@ -199,7 +203,8 @@ def from_file(path: str, config: ConfigDict) -> Finished:
     agreement.pictures(weights, config, "--checkpoint")
     shapes = jax.eval_shape(stage.init, jax.random.key(0), {})
     kept = sorted(set(shapes) - {"params"})
-    if kept:
+    names = torch_names.shapes({key: shapes[key] for key in kept})
+    if names.keys() - weights.arrays.keys():
         raise ValueError(
             f"--checkpoint={path!r}: stage {config.stage} also keeps "
             f"{', '.join(kept)}, which a weight file lacks; name the run's --workdir."
@@ -211,7 +216,8 @@ def from_file(path: str, config: ConfigDict) -> Finished:
 
 def described(path: str, overrides) -> ConfigDict:
     """A recipe for a file that says what it is, as files of this project do."""
-    describe = loading.read(path, "--checkpoint").describe
+    held = loading.read(path, "--checkpoint")
+    describe = held.describe
     if describe.get("kind") not in RECIPES or "model" not in describe:
         raise ValueError(
             f"--checkpoint={path!r} does not say what it is; add the recipe it fits, "
@@ -228,4 +234,13 @@ def described(path: str, overrides) -> ConfigDict:
     known = dict(model=model, data=data, compute_dtype="float32")
     if "target" in describe and "target" in own:
         known["target"] = describe["target"]
-    return recipes.load(recipe, core.flatten(known) | dict(overrides))
+    if "inference" in describe and "inference" in own:
+        known["inference"] = describe["inference"]
+        if not any(name.startswith("auxiliary_head.") for name in held.arrays):
+            known["loss"] = dict(auxiliary=0.0)
+    # JSON has no tuples.
+    plain = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in core.flatten(known).items()
+    }
+    return recipes.load(recipe, plain | dict(overrides))

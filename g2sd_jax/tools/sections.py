@@ -10,9 +10,16 @@ import numpy as np
 
 from g2sd_jax import core, metrics, recipes, train
 from g2sd_jax.data import source
-from g2sd_jax.tools import analyse, central, finished, page, plots, reconstruct
+from g2sd_jax.tools import (
+    analyse,
+    central,
+    finished,
+    judged,
+    page,
+    plots,
+    reconstruct,
+)
 
-EVALUATION = "evaluation.json"  # What `g2sd evaluate --out` is asked for.
 EXAMPLES = 8  # Images whose reconstruction is drawn.
 DRAWN = (
     "Held-out images, {hidden} of the patches hidden (blue). Visible patches are "
@@ -34,8 +41,8 @@ def of_runs(named: Mapping[str, str]) -> str:
         *differences(named),
     ]
     for name, path in named.items():
-        sections += picture_sections(name, path)
-        sections += evaluation_sections(name, os.path.join(path, EVALUATION))
+        sections += judged.drawn(name, path) + picture_sections(name, path)
+        sections += judged.class_tables(name, path)
         sections += analysis_sections(path) + speed_sections(path)
     sections.append(page.Section("Environment", [environments(named)]))
     sections.append(page.Section("Configs", configs(named)))
@@ -100,7 +107,9 @@ def curve_sections(read) -> list[page.Section]:
     sections = []
     for title, chosen in groups.items():
         drawn = {
-            key: curve_of(read, key) for key in chosen if not key.endswith("count")
+            key: curve_of(read, key)
+            for key in chosen
+            if not key.endswith(("/count", "/pixels"))
         }
         if drawn:
             sheet = plots.curves(drawn, {key: unit(key) for key in drawn})
@@ -162,33 +171,6 @@ def picture_sections(name: str, workdir: str) -> list[page.Section]:
         f"Checkpoint of {workdir}.",
     )
     return [page.Section(f"What {name} guesses", [picture, page.text(told)])]
-
-
-def evaluation_sections(name: str, path: str) -> list[page.Section]:
-    """What `g2sd evaluate` found class by class, if it was asked."""
-    if not os.path.exists(path):
-        return []
-    sections = []
-    for judge, found in central.read_json(path)["evaluators"].items():
-        if "classes" not in found:
-            continue
-        rows = [
-            [
-                row["name"],
-                row["count"],
-                *(percent(row[key]) for key in ("recall", "precision", "iou")),
-                "{} ({})".format(*row["mistaken_for"]) if row["mistaken_for"] else "",
-            ]
-            for row in found["classes"]
-        ]
-        header = ["class", "count", "found (%)", "right (%)", "IoU (%)"]
-        table = page.table([*header, "most often taken for"], rows, EVALUATION)
-        sections.append(page.Section(f"{name}, {judge}: class by class", [table]))
-    return sections
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def analysis_of(workdir: str) -> tuple[dict, str]:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from g2sd_jax import core, metrics, palette, parallel
-from g2sd_jax import workdir as folder
+from g2sd_jax import core, metrics, palette, parallel, workdir
 
 PICTURE = "first_batch.png"
 NAMED = 5  # Classes told from either end of the histogram.
@@ -21,7 +20,7 @@ LINE = palette.LINE
 MOSTLY = 0.9  # Share of ignored pixels that is told as a mistake.
 
 
-def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
+def tell(config, stage: core.Stage, dataset, batch, key, path: str) -> None:
     """Counts, the histograms of labels, and the first batch as the device sees it.
 
     Args:
@@ -30,7 +29,7 @@ def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
         dataset: the training split, a `data.dataset.Dataset`.
         batch: that of step 0, placed; every process takes part.
         key: that the keys of the steps are folded from.
-        workdir: gets `first_batch.png`, from the main process.
+        path: of the workdir, which gets `first_batch.png` from the main process.
     """
     for line in counts(config, dataset):
         metrics.say(line)
@@ -45,9 +44,9 @@ def tell(config, stage: core.Stage, dataset, batch, key, workdir: str) -> None:
         f"config.data.mean={tuple(config.data.mean)} and std={tuple(config.data.std)}"
     )
     if jax.process_index() == 0:
-        path, png = os.path.join(workdir, PICTURE), io.BytesIO()
+        path, png = os.path.join(path, PICTURE), io.BytesIO()
         sheet(config, seen, dataset.classes).save(png, format="PNG")
-        folder.write_bytes(path, png.getvalue())
+        workdir.write_bytes(path, png.getvalue())
         metrics.say(f"its first {len(seen['image'])} pictures: {path}")
 
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from g2sd_jax import cli, evaluation, metrics, parallel
-from g2sd_jax import workdir as folder
+from g2sd_jax import cli, evaluation, metrics, parallel, workdir
 from g2sd_jax.tasks import confusion
 from g2sd_jax.tools import finished
 
@@ -27,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     figures = evaluate(args.finished)
     metrics.say(describe(figures))
     if args.out and jax.process_index() == 0:
-        folder.write_json(args.out, figures)
+        workdir.write_json(args.out, figures)
     return 0
 
 
@@ -63,9 +62,9 @@ def evaluate(model: finished.Finished) -> dict:
         weights=model.source,
         stage=model.config.stage,
         params=model.params,
-        data=folder.plain(model.config.data),
+        data=workdir.plain(model.config.data),
         evaluators=found,
-        environment=folder.environment(),
+        environment=workdir.environment(),
     )
 
 

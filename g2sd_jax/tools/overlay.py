@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from g2sd_jax import palette, summary
-from g2sd_jax import workdir as folder
+from g2sd_jax import palette, summary, workdir
 from g2sd_jax.data import files
 from g2sd_jax.tasks import sliding
 from g2sd_jax.tools import finished
@@ -49,7 +48,7 @@ def write(model: finished.Finished, images: Sequence[str], out: str) -> list[dic
         palette.indexed(label_map).save(paths["labels"])
         told = {name: share for _, name, share in found}
         answers.append(dict(image=path, shares=told, **paths))
-    folder.write_json(os.path.join(out, SHARES), answers)
+    workdir.write_json(os.path.join(out, SHARES), answers)
     return answers
 
 

@@ -3,13 +3,16 @@
 """Mistakes made on purpose, and what the doctor says of them."""
 
 import itertools
+import json
 
 import pytest
+from ml_collections import ConfigDict
 
+import files
 import runs
-from g2sd_jax import cli, recipes, train
+from g2sd_jax import cli, recipes, train, workdir
 from g2sd_jax.data import order
-from g2sd_jax.tools import doctor, fingerprint, sections
+from g2sd_jax.tools import doctor, fingerprint, finished, sections
 
 STEP = "chains/digits student_mae"
 
@@ -19,10 +22,10 @@ def prints():
     return fingerprint.shipped()
 
 
-def examined(workdir, prints):
-    workdir = str(workdir)
-    config, rows = recipes.of_run(workdir), sections.rows_of(workdir)
-    return doctor.examine(doctor.Patient(workdir, config, rows), prints)
+def examined(path, prints):
+    path = str(path)
+    config, rows = recipes.of_run(path), sections.rows_of(path)
+    return doctor.examine(doctor.Patient(path, config, rows), prints)
 
 
 def patient(stage, rows=(), steps=0, **changes):
@@ -182,3 +185,20 @@ def test_nothing_is_claimed_before_a_step_can_be_compared(prints):
     said, compared = fingerprint.compare(digits(), [dict(step=10, loss=9.0)], prints)
     assert not said
     assert compared == f"{STEP} is like it, but no loss of step 50 or so was logged"
+
+
+def test_a_chain_is_recorded_as_the_range_of_its_seeds(tmp_path):
+    steps = (("student", "pretrain", {}),)
+    chain = dict(seeds=(3, 4), steps=steps)
+    workdir.write_json(tmp_path / finished.CHAIN, workdir.plain(ConfigDict(chain)))
+    workdir.write_json(tmp_path / "environment.json", workdir.environment())
+    for seed, loss in ((3, 0.5), (4, 0.75)):
+        rows = [{"step": 50, "loss": loss}, {"step": 60, "eval/top1": 10 * loss}]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        files.write(tmp_path / f"seed{seed}/student", {"metrics.jsonl": lines.encode()})
+    out = tmp_path / "prints.json"
+    assert cli.main(["doctor", str(tmp_path), f"--record={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert found["made"].startswith("seeds 3, 4 on ")
+    ranges = {"loss": {"50": [0.5, 0.75]}, "eval/top1": {"60": [5.0, 7.5]}}
+    assert found["steps"] == {"student": ranges}

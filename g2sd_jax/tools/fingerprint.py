@@ -28,14 +28,14 @@ def shipped() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def record(workdir: str, path: str) -> None:
-    """Writes the range over the seeds of every step of a finished chain."""
-    config = finished.chain_config(workdir)
+def record(root: str, path: str) -> None:
+    """Writes the range over the seeds of every step of the finished chain in `root`."""
+    config = finished.chain_config(root)
     steps = {}
     for name, *_ in config.steps:
-        runs = [os.path.join(workdir, f"seed{seed}", name) for seed in config.seeds]
+        runs = [os.path.join(root, f"seed{seed}", name) for seed in config.seeds]
         steps[name] = ranges([sections.rows_of(run) for run in runs])
-    environment = os.path.join(workdir, "environment.json")
+    environment = os.path.join(root, "environment.json")
     made = sections.versions(central.read_json(environment))
     seeds = ", ".join(map(str, config.seeds))
     workdir.write_json(path, dict(made=f"seeds {seeds} on {made}", steps=steps))

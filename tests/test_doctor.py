@@ -195,7 +195,8 @@ def test_a_chain_is_recorded_as_the_range_of_its_seeds(tmp_path):
     for seed, loss in ((3, 0.5), (4, 0.75)):
         rows = [{"step": 50, "loss": loss}, {"step": 60, "eval/top1": 10 * loss}]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        files.write(tmp_path / f"seed{seed}/student", {"metrics.jsonl": lines.encode()})
+        run = {"metrics.jsonl": lines.encode(), "config.json": b"{}"}
+        files.write(tmp_path / f"seed{seed}/student", run)
     out = tmp_path / "prints.json"
     assert cli.main(["doctor", str(tmp_path), f"--record={out}"]) == 0
     found = json.loads(out.read_text())

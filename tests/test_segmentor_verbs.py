@@ -13,10 +13,11 @@ from PIL import Image
 
 import finished as made
 import runs
-from g2sd_jax import checkpoint, cli, palette, train
+from g2sd_jax import cli, palette, train
 from g2sd_jax.data import fake
 from g2sd_jax.tasks import confusion
 from g2sd_jax.tools import evaluate, finished, overlay
+from g2sd_jax.weights import loading
 
 NAMES = ("sky", "road", "car", "tree", "pole")
 LIMIT = 8  # Pictures that are judged.
@@ -156,7 +157,7 @@ def test_a_file_of_it_needs_no_recipe(workdir, figures, pictures, tmp_path, caps
     assert "is a file: say with --out=FOLDER" in capsys.readouterr().err
     # Without its auxiliary head it serves as well, without a mean of the batches not.
     arrays = safetensors.numpy.load_file(path)
-    describe = checkpoint.read(path, "--checkpoint").describe
+    describe = loading.read(path, "--checkpoint").describe
     meta = {"g2sd_jax": json.dumps(dict(describe))}
     some = {n: a for n, a in arrays.items() if not n.startswith("auxiliary")}
     safetensors.numpy.save_file(some, path, metadata=meta)

@@ -116,6 +116,24 @@ def test_a_file_of_it_gives_the_same_logits_and_can_be_exported(run, tmp_path):
     assert (tmp_path / "model.stablehlo").stat().st_size > 1000
 
 
+def test_inspect_says_what_a_file_holds(run, tmp_path, capsys):
+    path = f"{exported(run[0], 'safetensors')[0]}/model.safetensors"
+    assert cli.main(["inspect", path]) == 0
+    told = capsys.readouterr().out
+    assert "segmentor: an encoder of 2 blocks, width 16, no decoder, a segment" in told
+    assert "head of 5 classes, patches of 16 pixels, 3 channels, 2 heads\n" in told
+    assert "classes: sky, road, car, tree, pole\n" in told
+    assert "specific_seg; config.teacher.checkpoint of specific_seg" in told
+    arrays = safetensors.numpy.load_file(path)
+    both = {
+        f"{who}.{n}": a for n, a in arrays.items() for who in ("student", "teacher")
+    }
+    safetensors.numpy.save_file(both, tmp_path / "both.safetensors")
+    assert cli.main(["inspect", str(tmp_path / "both.safetensors")]) == 0
+    told = capsys.readouterr().out
+    assert "student: an encoder of 2" in told and "teacher: an encoder of 2" in told
+
+
 def test_what_can_not_be_written_is_told(run, tmp_path, capsys):
     workdir, *_ = run
     foreign = str(tmp_path / "foreign.safetensors")

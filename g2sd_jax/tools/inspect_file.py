@@ -11,6 +11,10 @@ import numpy as np
 from g2sd_jax.weights import architecture, catalogue, loading
 
 KEY = "g2sd inspect"
+SEGMENTS = (
+    "serves: config.init_from of finetune:task=segmentation and specific_seg; "
+    "config.teacher.checkpoint of specific_seg"
+)
 
 
 def lines(path: str) -> list[str]:
@@ -21,19 +25,41 @@ def lines(path: str) -> list[str]:
     """
     weights = loading.read(path, KEY)
     arrays, told = weights.arrays, weights.describe
-    shape = architecture.infer(arrays, told, path)
+    segments = segmentors_of(weights)
     count = sum(array.size for array in arrays.values())
     found = [f"{path}: {count:,} numbers in {len(arrays)} arrays"]
     found += published(path)
-    found += holds(shape, told)
-    found += pictures(told, shape)
-    if shape.unknown:
-        some = ", ".join(shape.unknown[:4])
-        found.append(f"unknown here: {some} ({len(shape.unknown)} in all)")
+    if segments:
+        found += [f"{who}: {what}" for who, what in segments.items()]
+        found += pictures(told, named=True)
+        uses = [SEGMENTS]
+    else:
+        shape = architecture.infer(arrays, told, path)
+        found += holds(shape, told)
+        found += pictures(told, named=shape.classes > 0)
+        uses = serves(shape)
+        if shape.unknown:
+            some = ", ".join(shape.unknown[:4])
+            found.append(f"unknown here: {some} ({len(shape.unknown)} in all)")
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         found.append(f"NOT FINITE: {', '.join(broken[:4])} ({len(broken)} in all)")
-    return found + serves(shape)
+    return found + uses
+
+
+def segmentors_of(weights: loading.Weights) -> dict[str, str]:
+    """{what it is: what it holds}; a published distillation's file holds two."""
+    found = {}
+    for prefix in ("", "student.", "teacher."):
+        mine = [name for name in weights.arrays if name.startswith(prefix)]
+        own = {name.removeprefix(prefix): weights.arrays[name] for name in mine}
+        if f"{loading.CONV_SEG}.weight" not in own:
+            continue
+        table = own.get("backbone.blocks.0.attn.relative_position_bias_table")
+        heads = "" if table is None else f", {table.shape[1]} heads"
+        told = loading.Weights(weights.source, own, weights.describe).summary()
+        found[prefix.rstrip(".") or "segmentor"] = f"{told}{heads}"
+    return found
 
 
 def published(path: str) -> list[str]:
@@ -101,7 +127,7 @@ def holds(shape: architecture.Architecture, told: Mapping) -> list[str]:
     return found
 
 
-def pictures(told: Mapping, shape: architecture.Architecture) -> list[str]:
+def pictures(told: Mapping, named: bool) -> list[str]:
     """How its pictures were normalised, and what the classes are called."""
     spelled = [
         f"{name} {', '.join(map(str, told[name]))}"
@@ -110,7 +136,7 @@ def pictures(told: Mapping, shape: architecture.Architecture) -> list[str]:
     ]
     found = [f"pictures normalised by: {'; '.join(spelled) or 'not told'}"]
     names = list(told.get("class_names") or ())
-    if shape.classes and names:
+    if named and names:
         more = ", …" if len(names) > 5 else ""
         found.append(f"classes: {', '.join(map(str, names[:5]))}{more}")
     return found

@@ -311,7 +311,7 @@ def test_losses_of_a_short_run_are_drawn(tmp_path):
 )
 def test_every_chain_shrinks(name, tmp_path):
     planned = chain.plan(recipes.load(f"{name}:smoke,steps=2"), str(tmp_path))
-    assert len(planned) == 8
+    assert len(planned) == {"chains/digits_dmae": 9}.get(name, 8)
     by_workdir = {step.workdir: step.config for step in planned}
     for step in planned:
         if "teacher" in step.config:  # Its weights will fit.

@@ -1,16 +1,18 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The method on road scenes, for every pixel: under an hour on two CPU cores.
+"""The method on road scenes, a class for every pixel: under an hour on two CPU cores.
 
-    g2sd chain --config=chains/camvid:path='DIR/camvid_{split}.tar',pictures=DIR \\
+    for split in train val; do
+        mkdir -p pictures/$split && tar -xf camvid_$split.tar -C pictures/$split $split
+    done
+    g2sd chain --config=chains/camvid:path='camvid_{split}.tar',pictures=pictures \\
         --workdir=runs/camvid
 
-`path` has CamVid's SegNet split, as `data=camvid` of the recipes reads it. `pictures`
-has the same photographs without labels for the masked stages, in one class folder:
-train/any/*.png and val/any/*.png.
+`path` is CamVid's SegNet split, as `data=camvid` of the recipes reads it; `pictures`
+are the same photographs for the masked stages, SPLIT/ANY/*.jpg (or png).
 
-Pictures are 120 x 160, a third of their size, and networks see 96 x 96 of them in
-patches of 8; so small a UperNet trains where no accelerator is.
+Photographs shrink to 120 x 160, a third of their sides, of which the networks see 96 x
+96 in patches of 8: so a UperNet trains where no accelerator is.
 """
 
 from configs import common

@@ -56,6 +56,28 @@ def test_folder_and_tars_are_one_set(tmp_path):
 
 
 @pytest.mark.parametrize("make", [files.write, pack])
+def test_pictures_without_class_folders(tmp_path, make):
+    picture = lambda seed: files.encode(files.pixels(seed=seed))
+    loose = {f"train/{i}.jpg": picture(i) for i in (1, 0)}
+    loose |= {"train/deeper/2.jpg": picture(2), "val/3.jpg": picture(3)}
+    loose |= {"trainannot/0.png": b"a map"}
+    path = make(tmp_path / "set.tar", loose)
+    config = files.recipe(path, classes=0)
+    held = folder.listed(config, "train")
+    assert [held.read(i) for i in range(3)] == [picture(i) for i in range(3)]
+    assert held.name(2).endswith("train/deeper/2.jpg")
+    for name in ("folder", "arrays"):
+        config.data.source, config.data.train_examples = name, 3
+        dataset = source.load(config, "train")
+        assert (dataset.count, dataset.classes, dataset.labels) == (3, (), None)
+        batch = dataset.fetch(np.arange(2), 0)
+        assert "label" not in batch and batch["image"].shape[-1] == 3
+    config.data.classes = 2
+    with pytest.raises(ValueError, match=r"class folders need config\.data\.classes=0"):
+        folder.listed(config, "val")
+
+
+@pytest.mark.parametrize("make", [files.write, pack])
 def test_a_share_is_held_out(tmp_path, make):
     bare = {name.removeprefix("train/"): data for name, data in SET.items()}
     path = make(tmp_path / "set.tar", {k: v for k, v in bare.items() if "val" not in k})

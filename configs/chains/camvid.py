@@ -2,14 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method on road scenes, a class for every pixel: under an hour on two CPU cores.
 
-    for split in train val; do
-        mkdir -p pictures/$split && tar -xf camvid_$split.tar -C pictures/$split $split
-    done
-    g2sd chain --config=chains/camvid:path='camvid_{split}.tar',pictures=pictures \\
-        --workdir=runs/camvid
+    g2sd chain --config=chains/camvid:path='camvid_{split}.tar' --workdir=runs/camvid
 
-`path` is CamVid's SegNet split, as `data=camvid` of the recipes reads it; `pictures`
-are the same photographs for the masked stages, SPLIT/ANY/*.jpg (or png).
+`path` is CamVid's SegNet split, as `data=camvid` of the recipes reads it; the masked
+stages take its photographs alone.
 
 Photographs shrink to 120 x 160, a third of their sides, of which the networks see 96 x
 96 in patches of 8: so a UperNet trains where no accelerator is.
@@ -38,7 +34,7 @@ NOTE = (
 
 
 def get_config(arguments=""):
-    args = common.arguments(arguments, seeds=1, path="", pictures="")
+    args = common.arguments(arguments, seeds=1, path="")
     teacher, student = (
         shape | decoder
         for shape, decoder in zip((TEACHER, STUDENT), DECODERS, strict=True)
@@ -47,12 +43,12 @@ def get_config(arguments=""):
         shape | head for shape, head in zip((TEACHER, STUDENT), HEADS, strict=True)
     )
     shared = dict(compute_dtype="float32", scan=False, log_every=50)
-    unlabelled = masked(args.pictures, 300)
+    unlabelled = masked(args.path, 300)
     generic = dict(teacher=dict(model=teacher), distill=dict(teacher_block=2))
     learner = tuned(args.path, 600) | dict(model=dict(student_seg, aux_width=32))
     answers = dict(teacher=dict(model=teacher_seg))
     changes = {
-        "teacher_mae": masked(args.pictures, 400) | dict(model=teacher),
+        "teacher_mae": masked(args.path, 400) | dict(model=teacher),
         "teacher": tuned(args.path, 1000) | dict(model=dict(teacher_seg, aux_width=64)),
         "student_mae": unlabelled | dict(model=student),
         "student_generic": unlabelled | dict(model=student) | generic,
@@ -69,12 +65,12 @@ def get_config(arguments=""):
     )
 
 
-def masked(pictures, steps):
+def masked(path, steps):
     """What the masked stages say."""
     return dict(
         batch=32,
         total_steps=steps,
-        data=dict(path=pictures, classes=0, train_examples=EXAMPLES),
+        data=dict(path=path, classes=0, train_examples=EXAMPLES),
         optim=dict(lr=1.5e-3, warmup_epochs=5.0),
         checkpoint=dict(every=200, keep=1),
     )

@@ -29,7 +29,7 @@ def load(config, split) -> datasets.Dataset:
     if config.data.limit is not None:  # Cut before decoding.
         held = held._replace(count=min(held.count, config.data.limit))
     image = pictures.decode(held, config.model.image_size, config.model.channels)
-    labels = held.labels[: held.count]
+    labels = None if held.labels is None else held.labels[: held.count]
     return datasets.in_memory(config, image, labels, held.classes, held.origin)
 
 

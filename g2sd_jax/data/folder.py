@@ -18,8 +18,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TARS = (".tar", ".tar.gz", ".tgz")
 PACKED = 2**30  # Bytes of a compressed tar, beyond which it is not kept in memory.
 ACCEPTED = (
-    "a folder SPLIT/CLASS/*.jpg, or CLASS/*.jpg with config.data.hold_out, or a .tar, "
-    ".tar.gz or .tgz of such a folder; {split} in the path stands for the split"
+    "a folder SPLIT/CLASS/*.jpg, or CLASS/*.jpg with config.data.hold_out, or "
+    "SPLIT/*.jpg with config.data.classes=0, or a .tar, .tar.gz or .tgz of such a "
+    "folder; {split} in the path stands for the split"
 )
 
 frames = pipeline.Training  # What a training batch is laid out in.
@@ -34,18 +35,24 @@ def listed(config, split) -> encoded.Encoded:
     """The files of one split, going round the classes by rank.
 
     So any `config.data.limit` holds all classes alike. Labels are the sorted names of
-    the class folders of the training split.
+    the class folders of the training split. A recipe without classes also takes
+    pictures that lie in no class folder.
     """
     path = located(config, split)
     held = opened(path)
     found, beneath = held.classes(config, split)
     origin = f"split {split!r} of {path}"
+    if not config.data.classes and not config.data.hold_out:
+        every = held.files(split)
+        if any("/" not in file for file in every):  # Some lie in no class folder.
+            return unlabelled(held, every, f"{path}{held.mark}{split}/", origin)
     if not any(found.values()):
         raise ValueError(
             f"{path} has no pictures {beneath}*{{{','.join(SUFFIXES)}}}; its folders "
             f"are: {', '.join(held.folders()) or 'none'}. Set config.data.train_split "
             "and config.data.eval_split to them, or config.data.hold_out to the share "
-            "that evaluates, where there are class folders alone."
+            "that evaluates, where there are class folders alone. Pictures without "
+            "class folders need config.data.classes=0."
         )
     names = tuple(sorted(found))
     empty = [name for name in names if not found[name]]
@@ -71,6 +78,19 @@ def listed(config, split) -> encoded.Encoded:
         classes=names,
         labels=np.array([label for _, label, _ in ranked], np.int32),
         read=lambda index: held.read(places[index]),
+        name=lambda index: f"{top}{files[index]}",
+        origin=origin,
+    )
+
+
+def unlabelled(held, found, top, origin) -> encoded.Encoded:
+    """Pictures of no class, in the order of their paths, however deep they lie."""
+    files = sorted(found)
+    return encoded.Encoded(
+        count=len(files),
+        classes=(),
+        labels=None,
+        read=lambda index: held.read(found[files[index]]),
         name=lambda index: f"{top}{files[index]}",
         origin=origin,
     )

@@ -22,10 +22,12 @@ RECIPES = {  # recipe: GFLOP per image of the method, section 14
 }
 TOPOLOGIES = ("v5e:8x8", "v5e:4x4", "v4:2x2x4", "v6e:4x4")
 SMALL, HUGE = "generic_distill:student=s16", "pretrain:model=h14"
+DENSE = ("finetune:task=segmentation,model=b16", "specific_seg:student=s16")
 OTHERS = (  # recipe, topology, changes
     (HUGE, "v5e:8x8", "remat=full"),
     (HUGE, "v5e:8x8", "accumulate=4"),
     (HUGE, "v5e:8x8", "accumulate=4 mesh.fsdp=8"),
+    *((recipe, slice, "") for recipe in DENSE for slice in ("v5e:4x4", "v4:2x2x1")),
     (SMALL, "v5e:4x4", "mesh.fsdp=4"),
     (SMALL, "v5e:4x4", "mesh.fsdp=4 batch=1024"),
 )
@@ -67,7 +69,7 @@ def plan(folder: pathlib.Path, recipe: str, topology: str, changes: str) -> dict
     if not out.exists():
         command = [sys.executable, "-m", "g2sd_jax.cli", "plan", f"--config={recipe}"]
         command += [f"--topology={topology}", f"--out={out}", "--no-eval"]
-        if "seg" not in recipe:  # As files send pictures: on canvases, with boxes.
+        if recipe not in DENSE:  # As files send pictures: on canvases, with boxes.
             command += ["--config.data.source=folder"]
         command += [f"--config.{change}" for change in changes.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -43,13 +43,15 @@ def get_config(arguments=""):
         shape | head for shape, head in zip((TEACHER, STUDENT), HEADS, strict=True)
     )
     shared = dict(compute_dtype="float32", scan=False, log_every=50)
-    unlabelled = masked(args.path, 300)
+    steps = lambda total: args.steps or total
+    unlabelled = masked(args.path, steps(300))
     generic = dict(teacher=dict(model=teacher), distill=dict(teacher_block=2))
-    learner = tuned(args.path, 600) | dict(model=dict(student_seg, aux_width=32))
+    learner = tuned(args.path, steps(600)) | dict(model=dict(student_seg, aux_width=32))
     answers = dict(teacher=dict(model=teacher_seg))
     changes = {
-        "teacher_mae": masked(args.path, 400) | dict(model=teacher),
-        "teacher": tuned(args.path, 1000) | dict(model=dict(teacher_seg, aux_width=64)),
+        "teacher_mae": masked(args.path, steps(400)) | dict(model=teacher),
+        "teacher": tuned(args.path, steps(1000))
+        | dict(model=dict(teacher_seg, aux_width=64)),
         "student_mae": unlabelled | dict(model=student),
         "student_generic": unlabelled | dict(model=student) | generic,
         "mae": learner,

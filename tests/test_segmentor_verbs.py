@@ -4,6 +4,7 @@
 
 import base64
 import json
+import os
 import re
 
 import numpy as np
@@ -104,6 +105,24 @@ def test_overlays_go_into_the_workdir_and_looks_count(workdir, pictures, tmp_pat
     argv += ["--config.inference.flip=true", "--config.inference.scales=0.5,1,2"]
     assert cli.main(argv) == 0
     assert (read(tmp_path / "0.labels.png")[0] != plain).any()
+
+
+def test_a_checkpoint_serves_as_its_workdir_and_stays_as_it_is(workdir, pictures):
+    step = f"{workdir}/checkpoints/1"
+    held = sorted(os.listdir(step))
+    assert cli.main(["predict", pictures[0], f"--workdir={workdir}"]) == 0
+    path = f"{workdir}/{overlay.FOLDER}/0.labels.png"
+    want, _ = read(path)
+    for flags in (
+        [f"--workdir={step}"],
+        [f"--workdir={workdir}", f"--checkpoint={step}"],
+    ):
+        os.remove(path)
+        assert cli.main(["predict", pictures[0], *flags]) == 0
+        np.testing.assert_array_equal(read(path)[0], want)
+    assert cli.main(["export", f"--workdir={step}", "--format=safetensors"]) == 0
+    assert os.path.exists(f"{workdir}/export/safetensors/model.safetensors")
+    assert sorted(os.listdir(step)) == held
 
 
 def test_the_table_tells_share_iou_and_acc(workdir, figures, tmp_path, capsys):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from g2sd_jax import palette, summary, workdir
+from g2sd_jax import checkpoint, palette, summary, workdir
 from g2sd_jax.data import files
 from g2sd_jax.tasks import sliding
 from g2sd_jax.tools import finished
@@ -58,7 +58,8 @@ def default_folder(model: finished.Finished) -> str:
             f"{model.source} is a file: say with --out=FOLDER where the overlays of "
             "the pictures are to be written."
         )
-    return os.path.join(model.source, FOLDER)
+    # A checkpoint's own folder is committed: nothing is written there.
+    return os.path.join(checkpoint.split_step(model.source)[0], FOLDER)
 
 
 def stems_of(images: Sequence[str]) -> list[str]:

@@ -116,9 +116,10 @@ def test_a_file_of_it_gives_the_same_logits_and_can_be_exported(run, tmp_path):
     assert (tmp_path / "model.stablehlo").stat().st_size > 1000
 
 
-def test_inspect_says_what_a_file_holds(run, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["file", "workdir"])
+def test_inspect_says_what_it_holds(kind, run, tmp_path, capsys):
     path = f"{exported(run[0], 'safetensors')[0]}/model.safetensors"
-    assert cli.main(["inspect", path]) == 0
+    assert cli.main(["inspect", path if kind == "file" else run[0]]) == 0
     told = capsys.readouterr().out
     assert "segmentor: an encoder of 2 blocks, width 16, no decoder, a segment" in told
     assert "head of 5 classes, patches of 16 pixels, 3 channels, 2 heads\n" in told

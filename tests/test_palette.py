@@ -3,7 +3,7 @@
 """Colours of classes are told apart, and drawn where they belong."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
 from g2sd_jax import palette
 
@@ -43,6 +43,26 @@ def test_a_legend_has_every_colour_and_fits():
         for label, _ in rows:
             here = (drawn == palette.colours()[label]).all(axis=-1)
             assert here.sum() >= (palette.SWATCH - 1) ** 2, label
+
+
+def test_wide_letters_do_not_overlap():
+    one = np.asarray(palette.legend([(0, "W" * 20)], 0))
+    width = one.shape[1]
+    assert (one[:, -4:] == 255).all()  # All of it is there.
+    both = np.asarray(palette.legend([(0, "W" * 20), (0, "W" * 20)], 2 * width))
+    np.testing.assert_array_equal(both[:, width:], both[:, :width])
+    less = palette.legend([(0, "W" * 20), (0, "W" * 20)], 2 * width - 1)
+    assert less.height == 2 * palette.LINE + 4
+
+
+def test_names_the_font_can_not_draw_are_numbers():
+    names = [palette.drawable(name, 7) for name in ("sky", "naïve", "道路", "– 5 %")]
+    assert names == ["sky", "7", "7", "7"]
+    font = ImageFont.load_default()
+    box = bytes(font.getmask("\uffff"))  # What it draws for what it lacks.
+    ascii = map(chr, range(33, 127))
+    assert all(bytes(font.getmask(letter)) != box for letter in ascii)
+    assert bytes(font.getmask("ï")) == box  # Once it is drawn, names may have it.
 
 
 def test_an_indexed_picture_keeps_its_labels(tmp_path):

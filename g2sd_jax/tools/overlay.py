@@ -120,5 +120,8 @@ def draw(pixels: np.ndarray, label_map: np.ndarray, found) -> Image.Image:
     factor = -(-SMALLEST // max(image.size))
     size = tuple(factor * side for side in image.size)
     image = image.resize(size, Image.Resampling.NEAREST)
-    rows = [(label, f"{name} {share:.1%}") for label, name, share in found]
+    rows = [
+        (label, f"{palette.drawable(name, label)} {share:.1%}")
+        for label, name, share in found
+    ]
     return palette.above(image, palette.legend(rows, image.width))

@@ -26,8 +26,9 @@ def load(data: bytes, stored: bytes, config, index: int, flip: bool):
     Returns:
         `image` [H, W, C] and `label_map` [H, W], uint8.
     """
-    with Image.open(io.BytesIO(stored)) as image:
-        label_map = Image.fromarray(maps.label_table(config)[np.asarray(image)])
+    # Pillow spreads grey levels of 1, 2 and 4 bits over 0..255; labels are as stored.
+    label_map = maps.decoded(stored, f"label map {index}")
+    label_map = Image.fromarray(maps.label_table(config)[label_map])
     image = decoder.to_mode(
         ImageOps.exif_transpose(Image.open(io.BytesIO(data))),
         decoder.MODES[config.model.channels],

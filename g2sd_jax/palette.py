@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-IGNORED = 255
+from g2sd_jax.data import geometry
+
+IGNORED = geometry.IGNORED
 LEVELS = 9  # Of red, green and blue, that colours are chosen among.
 LIGHTNESS = (35, 93)  # Neither near black, which is for what is ignored, nor white.
 STRENGTH = 0.6  # Share of the class's colour in a tinted picture.

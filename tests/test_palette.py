@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageFont
 
 from g2sd_jax import palette
+from g2sd_jax.data import geometry
+from g2sd_jax.losses import cross_entropy
 
 
 def test_colours_are_told_apart_and_black_is_ignored():
@@ -17,6 +19,11 @@ def test_colours_are_told_apart_and_black_is_ignored():
         chosen = np.concatenate([places[:count], places[255:]])  # And from black.
         apart = np.linalg.norm(chosen[:, None] - chosen[None], axis=-1)
         assert apart[~np.eye(count + 1, dtype=bool)].min() > least, count
+
+
+def test_what_is_ignored_is_the_same_to_data_and_losses():
+    # Neither may import the other.
+    assert geometry.IGNORED == cross_entropy.IGNORED == palette.IGNORED == 255
 
 
 def test_lab_of_known_colours():

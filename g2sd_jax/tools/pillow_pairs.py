@@ -53,7 +53,7 @@ def load(data: bytes, stored: bytes, config, index: int, flip: bool):
     kind = Image.Resampling.BILINEAR
     image = np.asarray(image.resize((width, height), kind, box=seen))
     pixels = np.zeros((*wanted, config.model.channels), np.uint8)
-    labels = np.full(wanted, maps.IGNORED, np.uint8)
+    labels = np.full(wanted, geometry.IGNORED, np.uint8)
     side = slice(None, None, -1) if flip else slice(None)
     pixels[:height, :width] = image.reshape(height, width, -1)[:, side]
     labels[:height, :width] = label_map[:, side]

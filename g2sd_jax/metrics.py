@@ -245,7 +245,9 @@ def _verdict(scalars: Mapping[str, float]) -> str:
 
 
 def _brief(value: float) -> str:
-    return f"{value:.4g}"
+    # A count is told whole; what is larger than a float counts exactly is none.
+    whole = abs(value) < 2**53 and value == int(value)
+    return f"{value:.0f}" if whole else f"{value:.4g}"
 
 
 class Late:

@@ -3,16 +3,19 @@
 """Colours of classes: which one each has, pictures tinted by them, a legend."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-IGNORED = 255
+from g2sd_jax.data import geometry
+
+IGNORED = geometry.IGNORED
 LEVELS = 9  # Of red, green and blue, that colours are chosen among.
 LIGHTNESS = (35, 93)  # Neither near black, which is for what is ignored, nor white.
 STRENGTH = 0.6  # Share of the class's colour in a tinted picture.
-LINE, SWATCH, LETTER = 14, 10, 6  # Pixels of a line, a coloured square, a letter.
+LINE, SWATCH = 14, 10  # Pixels of a line, a coloured square.
 
 
 @functools.cache
@@ -68,8 +71,9 @@ def indexed(label_map: np.ndarray) -> Image.Image:
 
 def legend(rows: Sequence[tuple[int, str]], width: int) -> Image.Image:
     """(label, words) each beside its colour, in as many columns as fit the width."""
-    rows = [(label, letters(words)) for label, words in rows]
-    cell = SWATCH + 12 + LETTER * max((len(words) for _, words in rows), default=0)
+    font = ImageFont.load_default()
+    longest = max((font.getlength(words) for _, words in rows), default=0)
+    cell = SWATCH + 12 + math.ceil(longest)
     columns = max(1, width // cell)
     lines = -(-len(rows) // columns)
     whole = Image.new("RGB", (max(width, cell), lines * LINE + 4), "white")
@@ -78,7 +82,7 @@ def legend(rows: Sequence[tuple[int, str]], width: int) -> Image.Image:
         x, y = number // lines * cell + 3, number % lines * LINE + 3
         colour = tuple(map(int, colours()[label]))
         draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline="black")
-        draw.text((x + SWATCH + 4, y - 1), words, fill="black")
+        draw.text((x + SWATCH + 4, y - 1), words, fill="black", font=font)
     return whole
 
 
@@ -92,6 +96,9 @@ def above(*images: Image.Image) -> Image.Image:
     return whole
 
 
-def letters(words: str) -> str:
-    """Those that Pillow's own font knows; a question mark for each other one."""
-    return words.encode("latin-1", "replace").decode("latin-1")
+def drawable(name: str, label: int) -> str:
+    """What a class is called in a picture: by its number, if the font lacks a letter.
+
+    Pillow's own font has those of ASCII alone, and a box for each other one.
+    """
+    return name if name.isascii() else str(label)

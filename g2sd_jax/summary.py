@@ -169,6 +169,7 @@ def sheet(config, seen: dict, classes) -> Image.Image:
     a legend below them all.
     """
     image, columns = levels(config, seen["image"]), COLUMNS
+    classes = [palette.drawable(str(name), i) for i, name in enumerate(classes)]
     said = [caption(config, seen, i, classes) for i in range(len(image))]
     beside = [None] * len(image)
     if "label_map" in seen:
@@ -208,7 +209,6 @@ def tile(image, text: str, beside=None) -> Image.Image:
     for i, picture in enumerate(pictures):
         whole.paste(picture.resize((width, height), kind), (2 + i * (width + 2), 2))
     for line, words in enumerate(text.split("\n")):
-        words = palette.letters(words)
         ImageDraw.Draw(whole).text((2, height + 2 + line * LINE), words, fill="black")
     return whole
 

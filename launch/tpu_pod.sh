@@ -20,7 +20,7 @@ name="" zone="" type="" runtime="" workdir="" project="" spot="" dry_run="" keep
 restarts=50 retries=3 poll=${G2SD_POLL:-30}
 
 usage() {
-  sed -n '4,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '4,13s/^# \{0,1\}//p' launch/tpu_pod.sh
   cat <<'TEXT'
 
   --name=NAME        of the slice and of its queued resource

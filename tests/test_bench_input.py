@@ -88,6 +88,19 @@ def test_the_loop_takes_the_crop_of_the_reader(ratio, tmp_path):
         np.testing.assert_array_equal(flipped[:, width:], plain[:, width:])
 
 
+@pytest.mark.parametrize("bits", [1, 4])
+def test_the_loop_reads_labels_of_few_bits(bits, tmp_path):
+    held = test_data_maps.pairs()
+    for i in range(5):
+        stored = test_data_maps.labels(i, (test_data_maps.SIZE[0] + 4 * i, 60))
+        data = test_data_maps.four_bits(stored)
+        if bits == 1:
+            data = files.encode(Image.fromarray(stored > 1), "PNG")
+        held[f"annotations/training/ADE_{i}.png"] = data
+    both = bench_readers.of(test_data_maps.recipe(files.write(tmp_path, held)), "")
+    assert both.fidelity(both.dataset(1), np.arange(5))["labels_differ"] < 0.01
+
+
 def test_the_loop_does_the_whole_work(rng):
     config = files.recipe("", "finetune")
     config.data.mean, config.data.std = (0.5,) * 3, (0.25,) * 3

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import decoder, fake, order, pictures, source
+from g2sd_jax.data import decoder, fake, geometry, order, pictures, source
 
 
 def recipe(image_size=(8, 8), channels=3, **data):
@@ -345,7 +345,7 @@ def test_fake_segmentation():
     batch = dataset.fetch(np.arange(20))
     assert batch["label_map"].shape == (20, 32, 24)
     assert batch["label_map"].dtype == batch["image"].dtype == np.uint8
-    assert set(np.unique(batch["label_map"])) == {0, 1, 2, 3, 4, 5, fake.IGNORED}
+    assert set(np.unique(batch["label_map"])) == {0, 1, 2, 3, 4, 5, geometry.IGNORED}
     assert len({dataset.original(i)["label_map"].shape for i in range(20)}) > 10
 
 

@@ -31,7 +31,7 @@ TOP = TRAIN | {"main", "cli", "tools"}
 ALLOWED = {
     "": set(),
     "core": {""},
-    "palette": set(),
+    "palette": {"data"},
     "recipes": CORE,
     "wire": set(),
     "peers": CORE | {"wire"},

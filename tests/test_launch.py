@@ -160,6 +160,18 @@ def gpu(folder, codes, *words):
     return done, ran.read_text().splitlines() if ran.exists() else []
 
 
+@pytest.mark.parametrize("script", ["tpu_pod.sh", "gpu_host.sh"])
+def test_help_is_told_from_anywhere(script, tmp_path):
+    for command, folder in (
+        (["bash", script, "--help"], LAUNCH),
+        (["bash", f"launch/{script}", "--help"], LAUNCH.parent),
+        (["bash", str(LAUNCH / script), "-h"], tmp_path),
+    ):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), folder
+        assert f"bash launch/{script} " in done.stdout
+
+
 def test_gpu_host_starts_again_what_saved_and_left(tmp_path):
     words = ("--gpus=0,2", "--memory=0.9", "--deterministic", "--", "--config=pretrain")
     done, ran = gpu(tmp_path, ("75", "0"), *words)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
 import json
+import math
 import sys
 import types
 
@@ -108,6 +109,13 @@ def test_plain_lines_off_a_terminal():
     line = stream.getvalue()
     assert line.startswith("step 50/100  loss 0.1235  images_per_sec 1234  eta 00:0")
     assert line.count("\n") == 1 and "bound" not in line
+
+
+def test_whole_numbers_are_told_whole():
+    stream = io.StringIO()
+    told = {"eval/pixels": 48000.0, "eval/mIoU": 33.33333, "lr": 0.0, "loss": math.nan}
+    metrics.Display(0, 100, stream).write(50, told)
+    assert "  eval/pixels 48000  eval/mIoU 33.33  lr 0  loss nan  " in stream.getvalue()
 
 
 @pytest.mark.parametrize(("flag", "word"), [(1.0, "input"), (0.0, "compute")])

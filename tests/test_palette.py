@@ -3,9 +3,11 @@
 """Colours of classes are told apart, and drawn where they belong."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
 from g2sd_jax import palette
+from g2sd_jax.data import geometry
+from g2sd_jax.losses import cross_entropy
 
 
 def test_colours_are_told_apart_and_black_is_ignored():
@@ -17,6 +19,11 @@ def test_colours_are_told_apart_and_black_is_ignored():
         chosen = np.concatenate([places[:count], places[255:]])  # And from black.
         apart = np.linalg.norm(chosen[:, None] - chosen[None], axis=-1)
         assert apart[~np.eye(count + 1, dtype=bool)].min() > least, count
+
+
+def test_what_is_ignored_is_the_same_to_data_and_losses():
+    # Neither may import the other.
+    assert geometry.IGNORED == cross_entropy.IGNORED == palette.IGNORED == 255
 
 
 def test_lab_of_known_colours():
@@ -43,6 +50,26 @@ def test_a_legend_has_every_colour_and_fits():
         for label, _ in rows:
             here = (drawn == palette.colours()[label]).all(axis=-1)
             assert here.sum() >= (palette.SWATCH - 1) ** 2, label
+
+
+def test_wide_letters_do_not_overlap():
+    one = np.asarray(palette.legend([(0, "W" * 20)], 0))
+    width = one.shape[1]
+    assert (one[:, -4:] == 255).all()  # All of it is there.
+    both = np.asarray(palette.legend([(0, "W" * 20), (0, "W" * 20)], 2 * width))
+    np.testing.assert_array_equal(both[:, width:], both[:, :width])
+    less = palette.legend([(0, "W" * 20), (0, "W" * 20)], 2 * width - 1)
+    assert less.height == 2 * palette.LINE + 4
+
+
+def test_names_the_font_can_not_draw_are_numbers():
+    names = [palette.drawable(name, 7) for name in ("sky", "naïve", "道路", "– 5 %")]
+    assert names == ["sky", "7", "7", "7"]
+    font = ImageFont.load_default()
+    box = bytes(font.getmask("\uffff"))  # What it draws for what it lacks.
+    ascii = map(chr, range(33, 127))
+    assert all(bytes(font.getmask(letter)) != box for letter in ascii)
+    assert bytes(font.getmask("ï")) == box  # Once it is drawn, names may have it.
 
 
 def test_an_indexed_picture_keeps_its_labels(tmp_path):

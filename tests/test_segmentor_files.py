@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -54,8 +55,19 @@ def exported(workdir, form, *flags):
         return f"{workdir}/export/{form}", json.load(file)
 
 
-def test_the_host_cuts_and_merges_as_evaluation_does(run, tmp_path):
+@pytest.mark.parametrize(
+    "inference",
+    [{}, {"mode": "whole"}, {"scales": [0.5, 1.3], "flip": True}],
+    ids=["slide", "whole", "looks"],
+)
+def test_the_host_cuts_and_merges_as_evaluation_does(inference, run, tmp_path):
     workdir, config, variables = run
+    if inference:
+        workdir = shutil.copytree(workdir, tmp_path / "run")
+        changed = json.loads((workdir / "config.json").read_text())
+        changed["inference"] |= inference
+        (workdir / "config.json").write_text(json.dumps(changed))
+        config = finished.config_of(str(workdir))
     folder, told = exported(workdir, "stablehlo")
     docs = (test_programs.ROOT / "docs/weights.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(import json.*?)```", docs, re.DOTALL)
@@ -76,7 +88,7 @@ def test_the_host_cuts_and_merges_as_evaluation_does(run, tmp_path):
     assert done.returncode == 0, done.stderr
     got = np.load(tmp_path / "out.npz")
 
-    evaluator = finished.from_run(workdir).stage.evaluators["eval"]
+    evaluator = finished.from_run(str(workdir)).stage.evaluators["eval"]
     predict, plan = jax.jit(evaluator.predict), sliding.plan(config)
     seen, count = set(), []
     for i, image in enumerate(images):
@@ -89,7 +101,8 @@ def test_the_host_cuts_and_merges_as_evaluation_does(run, tmp_path):
         assert answer.shape == got[f"{i}"].shape
         assert (answer == got[f"{i}"]).mean() > 0.999, i
         seen |= set(np.unique(answer))
-    assert max(count) > 1 and len(seen) > 2  # Else agreeing would say little.
+    assert len(seen) > 2 and (max(count) > 1) == (plan.mode == "slide")  # Else easy.
+    assert told.items() >= inference.items()
     assert told["class_names"] == NAMES and told["window"] == [64, 64]
     assert told["palette"] == palette.colours()[:5].tolist()
     assert (told["fit"], told["stride"]) == ([64, 256], [43, 43])
@@ -116,9 +129,10 @@ def test_a_file_of_it_gives_the_same_logits_and_can_be_exported(run, tmp_path):
     assert (tmp_path / "model.stablehlo").stat().st_size > 1000
 
 
-def test_inspect_says_what_a_file_holds(run, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["file", "workdir"])
+def test_inspect_says_what_it_holds(kind, run, tmp_path, capsys):
     path = f"{exported(run[0], 'safetensors')[0]}/model.safetensors"
-    assert cli.main(["inspect", path]) == 0
+    assert cli.main(["inspect", path if kind == "file" else run[0]]) == 0
     told = capsys.readouterr().out
     assert "segmentor: an encoder of 2 blocks, width 16, no decoder, a segment" in told
     assert "head of 5 classes, patches of 16 pixels, 3 channels, 2 heads\n" in told

@@ -4,6 +4,7 @@
 
 import base64
 import json
+import os
 import re
 
 import numpy as np
@@ -106,6 +107,51 @@ def test_overlays_go_into_the_workdir_and_looks_count(workdir, pictures, tmp_pat
     assert (read(tmp_path / "0.labels.png")[0] != plain).any()
 
 
+def test_a_checkpoint_serves_as_its_workdir_and_stays_as_it_is(workdir, pictures):
+    step = f"{workdir}/checkpoints/1"
+    held = sorted(os.listdir(step))
+    assert cli.main(["predict", pictures[0], f"--workdir={workdir}"]) == 0
+    path = f"{workdir}/{overlay.FOLDER}/0.labels.png"
+    want, _ = read(path)
+    for flags in (
+        [f"--workdir={step}"],
+        [f"--workdir={workdir}", f"--checkpoint={step}"],
+    ):
+        os.remove(path)
+        assert cli.main(["predict", pictures[0], *flags]) == 0
+        np.testing.assert_array_equal(read(path)[0], want)
+    assert cli.main(["export", f"--workdir={step}", "--format=safetensors"]) == 0
+    assert os.path.exists(f"{workdir}/export/safetensors/model.safetensors")
+    assert sorted(os.listdir(step)) == held
+
+
+def test_pictures_that_can_not_be_read_are_left_out(
+    workdir, pictures, tmp_path, capsys
+):
+    with open(pictures[0], "rb") as file:
+        whole = file.read()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    bad = [str(tmp_path / "text.png"), str(tmp_path / "half.png")]
+    argv = [f"--workdir={workdir}", f"--out={tmp_path}/o"]
+    assert cli.main(["predict", *bad, *argv]) == 2
+    assert "error: 2 of 2 pictures" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    given = [bad[0], pictures[0], bad[1], pictures[1]]
+    assert cli.main(["predict", *given, *argv]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: 2 of 4 pictures could not be read: ")
+    assert said.err.count("\n") == 1 and all(path in said.err for path in bad)
+    for path in bad:
+        assert f"{path} cannot be decoded as a picture and is left out: " in said.out
+    answers = json.loads((tmp_path / "o" / overlay.SHARES).read_text())
+    assert [answer["image"] for answer in answers] == pictures[:2]
+    for i, answer in enumerate(answers):
+        assert answer["labels"] == f"{tmp_path}/o/{i}.labels.png"
+        with Image.open(pictures[i]) as own:
+            assert read(answer["labels"])[0].shape == own.size[::-1]
+
+
 def test_the_table_tells_share_iou_and_acc(workdir, figures, tmp_path, capsys):
     out = tmp_path / "evaluation.json"
     argv = ["evaluate", f"--workdir={workdir}", f"--out={out}"]
@@ -178,6 +224,8 @@ def test_what_a_segmentor_can_not_do_is_told(workdir, pictures, tmp_path, capsys
         (["reconstruct", pictures[0], run, "--out=a.png"], "and predicts no pixels"),
         (["predict", pictures[0], str(twin), run], "would both be written as 0.over"),
         (["predict", "none.png", run, f"--out={tmp_path}/o"], "no picture none.png"),
+        (["predict", pictures[0], run, f"--out={twin}"], "0.jpg is a file, but what a"),
+        (["predict", pictures[0], run, "--out=a.json"], "a.json is a file, but what a"),
     ):
         assert cli.main(argv) == 2, argv
         err = capsys.readouterr().err

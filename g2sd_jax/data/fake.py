@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 
 from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data import geometry
 
-IGNORED = 255  # Of a label map.
 EVALUATED = 40  # Examples of an evaluation split: few, and no multiple of most batches.
 
 
@@ -90,7 +90,7 @@ def classify(rng, size, channels, classes):
 def segment(rng, size, channels, classes):
     """Rectangles of one class each, one of them ignored, painted in class colours."""
     full = np.full(original_size(rng, size), rng.integers(classes), np.uint8)
-    for value in (*rng.integers(classes, size=4), IGNORED):
+    for value in (*rng.integers(classes, size=4), geometry.IGNORED):
         (x1, y1, x2, y2) = random_box(rng, full.shape).astype(int)
         full[y1:y2, x1:x2] = value
     picture = noisy(rng, colours(full, channels))

@@ -3,6 +3,7 @@
 """Picture files named one by one, made ready as evaluation makes its own ready."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from g2sd_jax.data import decoder, encoded, pictures, pipeline
@@ -33,19 +34,27 @@ def read(config, paths):
     return batch["image"]
 
 
-def originals(config, paths):
-    """Yields each picture whole, [h, w, C] uint8 at its own size.
+def originals(config, paths, left_out: Callable[[str], None]):
+    """Yields each picture's path, and it whole, [h, w, C] uint8 at its own size.
 
     Args:
         config: the whole recipe.
         paths: of the files.
+        left_out: told, in a line, of each picture that can not be read.
     """
     held, channels = named(paths), config.model.channels
     decoder.check_channels(channels)
     for index in range(held.count):
-        picture = pictures.opened(held, index, channels)
-        whole = lambda picture=picture: picture.cut((0, 0, *picture.size))[0]
-        yield pictures.named(held, index, whole)
+        try:
+            picture = decoder.opened(held.read(index), channels)
+            pixels, _ = picture.cut((0, 0, *picture.size))
+        except (OSError, decoder.Unreadable) as error:
+            left_out(
+                f"{held.name(index)} cannot be decoded as a picture and is left out: "
+                f"{error}"
+            )
+            continue
+        yield held.name(index), pixels
 
 
 def named(paths) -> encoded.Encoded:

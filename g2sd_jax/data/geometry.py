@@ -4,6 +4,8 @@
 
 import numpy as np
 
+IGNORED = 255  # Of a label map: what counts for no class.
+
 
 def fit_size(size, box):
     """(height, width) of a picture scaled to fit a box, its aspect kept.
@@ -23,7 +25,7 @@ def scaled_box(box, ratio):
 
 def reduce_zero(label_map):
     """Label 0 becomes 255 (ignored), the others one less; 255 stays (ADE20K)."""
-    return np.where(label_map == 255, 255, label_map - np.uint8(1))
+    return np.where(label_map == IGNORED, IGNORED, label_map - np.uint8(1))
 
 
 def resize_image(image, size, part=None):

@@ -16,7 +16,6 @@ from PIL import Image
 from g2sd_jax.data import classes, crops, decoder, failures, geometry, pairs, pipeline
 from g2sd_jax.data import dataset as datasets
 
-IGNORED = 255
 CHECKED = 64  # Pairs that are opened before a run starts; the others when they come.
 FORMATS = ("PNG", "BMP")  # Whatever loses pixels has labels that nobody gave.
 
@@ -105,12 +104,13 @@ def label_table(config) -> np.ndarray:
             f"config.data.ignore={tuple(config.data.ignore)}: a label map stores "
             f"0..255, never {wrong[0]}."
         )
-    table[list(config.data.ignore)] = IGNORED
+    table[list(config.data.ignore)] = geometry.IGNORED
     return table
 
 
 def check_labels(stored, label_map, config, name):
-    wrong = label_map[(label_map >= config.data.classes) & (label_map != IGNORED)]
+    known = label_map[label_map != geometry.IGNORED]
+    wrong = known[known >= config.data.classes]
     if not len(wrong):
         return
     most = int(stored[label_map == wrong.max()][0])
@@ -169,7 +169,7 @@ class Crops:
     def empty(self, count):
         return {
             "image": np.zeros((count, *self._size, self._channels), np.uint8),
-            "label_map": np.full((count, *self._size), IGNORED, np.uint8),
+            "label_map": np.full((count, *self._size), geometry.IGNORED, np.uint8),
             "image_size": np.zeros((count, 2), np.int32),
         }
 

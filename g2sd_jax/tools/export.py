@@ -66,7 +66,7 @@ def segmentor(args, weights: loading.Weights):
             )
     told = dict(weights.describe)
     if told.get("kind") == "segmentor" and not os.path.isfile(args.workdir):
-        config = finished.config_of(checkpoint.split_step(args.workdir)[0])
+        config = finished.config_of(args.workdir)
         told["inference"] = config.inference.to_dict()
     if "inference" not in told:
         raise ValueError(
@@ -144,6 +144,7 @@ def _numbers(name, text, channels):
 
 
 def _default_folder(args):
-    if not os.path.isdir(os.path.join(args.workdir, checkpoint.FOLDER)):
+    root, _ = checkpoint.split_step(args.workdir)
+    if not os.path.isdir(os.path.join(root, checkpoint.FOLDER)):
         raise ValueError(f"--workdir={args.workdir!r} is no run: say where --out is.")
-    return os.path.join(args.workdir, "export", args.format)
+    return os.path.join(root, "export", args.format)

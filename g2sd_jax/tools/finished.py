@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from g2sd_jax import core, metrics, parallel, recipes, stages, workdir
+from g2sd_jax import checkpoint, core, metrics, parallel, recipes, stages, workdir
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.weights import agreement, graft, loading, torch_names
@@ -143,7 +143,8 @@ def chain_config(path: str) -> ConfigDict:
 
 
 def config_of(workdir: str, overrides=None) -> ConfigDict:
-    """The config of the run in `workdir`."""
+    """The config of the run in `workdir`, or of that of `WORKDIR/checkpoints/STEP`."""
+    workdir, _ = checkpoint.split_step(workdir)
     config = recipes.of_run(workdir)
     if "stage" not in config:
         step = os.path.join(workdir, f"seed{config.seeds[0]}", next(iter(config.steps)))

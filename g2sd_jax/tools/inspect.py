@@ -12,7 +12,7 @@ from etils import epath
 from g2sd_jax import checkpoint, cli, core
 from g2sd_jax.tools import inspect_file
 
-KINDS = ("vit", "mae")  # Whose parts and uses `inspect_file` can tell.
+KINDS = ("vit", "mae", "segmentor")  # Whose parts and uses `inspect_file` can tell.
 
 
 def main(argv: Sequence[str]) -> int:

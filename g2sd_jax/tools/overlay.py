@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from g2sd_jax import palette, summary, workdir
+from g2sd_jax import checkpoint, metrics, palette, summary, workdir
 from g2sd_jax.data import files
 from g2sd_jax.tasks import sliding
 from g2sd_jax.tools import finished
@@ -29,36 +29,45 @@ def write(model: finished.Finished, images: Sequence[str], out: str) -> list[dic
         images: files.
         out: the folder, "" for `FOLDER` in the workdir.
     Returns:
-        One dict per picture of `image`, `shares` of its pixels by class name, `drawn`
-        and `labels`, the files; also kept as `SHARES` in the folder.
+        One dict of `image`, `shares` of its pixels by class name, `drawn` and `labels`,
+        the files, per picture that can be read; also kept as `SHARES` in the folder.
     """
-    out = out or default_folder(model)
-    stems = stems_of(images)
+    out = folder(model, out)
+    stems = dict(zip(images, stems_of(images), strict=True))
     names = tuple(model.describe.get("class_names") or ())
     answers = []
-    for path, stem, (pixels, label_map) in zip(
-        images, stems, label_maps(model, images), strict=True
-    ):
+    for path, pixels, label_map in label_maps(model, images):
         os.makedirs(out, exist_ok=True)
         found = shares(label_map, names)
         paths = {
-            key: os.path.join(out, f"{stem}.{end}") for key, end in ENDINGS.items()
+            key: os.path.join(out, f"{stems[path]}.{end}")
+            for key, end in ENDINGS.items()
         }
         draw(pixels, label_map, found).save(paths["drawn"])
         palette.indexed(label_map).save(paths["labels"])
         told = {name: share for _, name, share in found}
         answers.append(dict(image=path, shares=told, **paths))
-    workdir.write_json(os.path.join(out, SHARES), answers)
+    if answers:
+        workdir.write_json(os.path.join(out, SHARES), answers)
     return answers
 
 
-def default_folder(model: finished.Finished) -> str:
+def folder(model: finished.Finished, out: str) -> str:
+    """The one that is named, or `FOLDER` in the workdir."""
+    if os.path.isfile(out) or out.endswith(".json"):
+        raise ValueError(
+            f"--out={out} is a file, but what a segmentor sees takes several: name a "
+            f"folder; {SHARES} in it holds all shares."
+        )
+    if out:
+        return out
     if os.path.isfile(model.source):
         raise ValueError(
             f"{model.source} is a file: say with --out=FOLDER where the overlays of "
             "the pictures are to be written."
         )
-    return os.path.join(model.source, FOLDER)
+    # A checkpoint's own folder is committed: nothing is written there.
+    return os.path.join(checkpoint.split_step(model.source)[0], FOLDER)
 
 
 def stems_of(images: Sequence[str]) -> list[str]:
@@ -77,8 +86,8 @@ def stems_of(images: Sequence[str]) -> list[str]:
 
 def label_maps(
     model: finished.Finished, images: Sequence[str]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pixels [h, w, C] and their classes [h, w], both uint8, of each picture.
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields path, pixels [h, w, C] and their classes [h, w], uint8, of each picture.
 
     Through the windows of evaluation. One shape of them is compiled: as many at once as
     the first picture has, at most `config.batch`.
@@ -87,7 +96,7 @@ def label_maps(
     plan, rows = sliding.plan(config), 0
     frozen, ask = model.frozen(evaluator), jax.jit(evaluator.predict)
     variables = jax.device_put(model.variables)
-    for pixels in files.originals(config, images):
+    for path, pixels in files.originals(config, images, metrics.say):
         scene = sliding.Scene({"image": pixels}, plan)
         rows = rows or min(config.batch, len(scene.windows))
         places = list(scene.windows)
@@ -98,7 +107,7 @@ def label_maps(
             outputs = jax.device_get(ask(variables, frozen, batch))
             for place, logits in zip(chosen, outputs["logits"], strict=False):
                 scene.add(place, logits)
-        yield pixels, scene.answer()
+        yield path, pixels, scene.answer()
 
 
 def shares(label_map: np.ndarray, names) -> list[tuple[int, str, float]]:
@@ -119,5 +128,8 @@ def draw(pixels: np.ndarray, label_map: np.ndarray, found) -> Image.Image:
     factor = -(-SMALLEST // max(image.size))
     size = tuple(factor * side for side in image.size)
     image = image.resize(size, Image.Resampling.NEAREST)
-    rows = [(label, f"{name} {share:.1%}") for label, name, share in found]
+    rows = [
+        (label, f"{palette.drawable(name, label)} {share:.1%}")
+        for label, name, share in found
+    ]
     return palette.above(image, palette.legend(rows, image.width))

@@ -26,8 +26,9 @@ def load(data: bytes, stored: bytes, config, index: int, flip: bool):
     Returns:
         `image` [H, W, C] and `label_map` [H, W], uint8.
     """
-    with Image.open(io.BytesIO(stored)) as image:
-        label_map = Image.fromarray(maps.label_table(config)[np.asarray(image)])
+    # Pillow spreads grey levels of 1, 2 and 4 bits over 0..255; labels are as stored.
+    label_map = maps.decoded(stored, f"label map {index}")
+    label_map = Image.fromarray(maps.label_table(config)[label_map])
     image = decoder.to_mode(
         ImageOps.exif_transpose(Image.open(io.BytesIO(data))),
         decoder.MODES[config.model.channels],
@@ -52,7 +53,7 @@ def load(data: bytes, stored: bytes, config, index: int, flip: bool):
     kind = Image.Resampling.BILINEAR
     image = np.asarray(image.resize((width, height), kind, box=seen))
     pixels = np.zeros((*wanted, config.model.channels), np.uint8)
-    labels = np.full(wanted, maps.IGNORED, np.uint8)
+    labels = np.full(wanted, geometry.IGNORED, np.uint8)
     side = slice(None, None, -1) if flip else slice(None)
     pixels[:height, :width] = image.reshape(height, width, -1)[:, side]
     labels[:height, :width] = label_map[:, side]

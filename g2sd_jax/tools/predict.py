@@ -31,8 +31,15 @@ def main(argv: Sequence[str]) -> int:
     )
     args = finished.parse(parser, argv)
     if args.finished.segments:
-        for answer in overlay.write(args.finished, args.images, args.out):
+        answers = overlay.write(args.finished, args.images, args.out)
+        for answer in answers:
             print(f"{answer['image']}: {told(answer['shares'])}; {answer['drawn']}")
+        missed = set(args.images) - {answer["image"] for answer in answers}
+        if missed:
+            raise ValueError(
+                f"{len(missed)} of {len(args.images)} pictures could not be read: "
+                f"{core.few(missed)}; repair or remove them."
+            )
         return 0
     answers = predict(args.finished, args.images)
     for answer in answers:

@@ -60,17 +60,24 @@ def preprocessing(told: Mapping) -> dict:
         fit=list(said["fit"]),
         window=list(model["image_size"]),
         stride=list(said["stride"]),
+        # A file from before a picture could be looked at more than once tells neither.
+        scales=list(said.get("scales", (1.0,))),
+        flip=said.get("flip", False),
         interpolation="bilinear, half-pixel centres, no antialiasing",
         steps=[
-            "slide: scale the picture by min(min(fit)/min(size), max(fit)/max(size)), "
-            "its sides int(side * factor + 0.5); whole: by the largest factor with "
-            "which it fits the window",
+            "look at the picture once for each of scales and, if flip, once more "
+            "mirrored left to right, after it is scaled; for each look:",
+            "slide: the sides of fit become int(side * scale); scale the picture by "
+            "min(min(fit)/min(size), max(fit)/max(size)), its sides int(side * factor "
+            "+ 0.5); whole: by the largest factor with which it fits the window",
             "cut windows, each side from min(i * stride + window, side) - window, at "
             "least 0, for i = 0 .. max(side - window + stride - 1, 0) // stride",
             "pad what is smaller at the bottom and right, and say its size",
             "enlarge the logits to the window, cut off the padding, add them up, "
             "divide by how many windows cover each pixel",
-            "resize to the picture's own size, take the largest",
+            "resize to the picture's own size; of a mirrored look, mirror it back",
+            "of one look take the largest; of several, that of the sum of their "
+            "probabilities (softmax)",
         ],
     )
 

@@ -187,6 +187,49 @@ def test_pools_end_with_what_they_were_made_in():
         outer.submit(int)
 
 
+LEAVES = """
+import sys, time
+from g2sd_jax.data import order, threads
+
+with threads.closing():
+    pool = threads.Pool(2, "input")
+    assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+    stuck = pool.submit(time.sleep, 1e6)
+    batches = order.read_ahead(lambda wait: pool.submit(time.sleep, wait).result(),
+                               iter([0, 1e6, 1e6]), 1)
+    next(batches)
+sys.exit(75)
+"""
+
+
+def test_threads_that_hang_change_no_end_of_a_process():
+    """Those that read ahead of the last batch, or of one nobody waits for any more."""
+    done = subprocess.run([sys.executable, "-c", LEAVES], timeout=60)
+    assert done.returncode == core.EXIT_AGAIN
+
+
+def test_a_pool_works_on_all_its_threads_and_ends_with_its_owner():
+    pool = threads.Pool(3, "pool")
+    together = threading.Barrier(3)
+    assert sorted(pool.map(lambda _: together.wait(SOON), range(3))) == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):
+        pool.submit(divmod, 1, 0).result()
+    gate = threading.Event()
+    busy = [pool.submit(gate.wait) for _ in range(3)]
+    until(lambda: all(each.running() for each in busy))
+    waiting = pool.submit(int)
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert waiting.cancelled() and not busy[0].done()
+    gate.set()
+    pool.shutdown()
+    assert busy[0].result() and not any(each.is_alive() for each in pool.threads)
+    dropped = threads.Pool(1, "pool")
+    assert dropped.submit(int).result() == 0
+    (thread,) = dropped.threads
+    del dropped
+    until(lambda: not thread.is_alive())
+
+
 HANGS = """
 import sys, time
 from g2sd_jax import cli

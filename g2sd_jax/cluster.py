@@ -303,6 +303,10 @@ class Stop:
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)
 
+    def alone(self) -> bool:
+        """Whether to save without another step: nobody else has to agree."""
+        return self._asked
+
     def close(self):
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)

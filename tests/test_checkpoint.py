@@ -370,6 +370,8 @@ class TestStopping:
             said = f"step {step} of 6 is saved" if step else "no step is made"
             with pytest.raises(core.Preempted, match=said):
                 train.run(config, parts)
+        if step:
+            assert checkpoint.read_run(parts, "key").step == step
         train.run(config, parts)
         assert self.facts(parts) == self.facts(whole)
 

@@ -83,7 +83,7 @@ def guarded(call: Callable[[], int | None], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if hung:  # Python would wait for its threads, for ever.
+        if hung:  # A library's own threads may hang as well, and hold Python's exit.
             sys.stdout.flush()
             os._exit(core.EXIT_LOST)
         return core.EXIT_MISTAKE

@@ -211,8 +211,7 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         _peers.leave()
         raise
     except BaseException as error:
-        mistake = isinstance(error, core.MISTAKES)
-        failed.append(core.EXIT_MISTAKE if mistake else 1)
+        failed.append(_status(error))
         line = str(error).splitlines()[0] if str(error) else repr(error)
         _peers.leave(line, failed[0])
         raise
@@ -220,6 +219,12 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         _peers.leave()
     finally:
         _peers = None
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, core.Hung):  # An OSError, but no mistake of the command's.
+        return core.EXIT_LOST
+    return core.EXIT_MISTAKE if isinstance(error, core.MISTAKES) else 1
 
 
 def _start(where: Place, host: str, timeout: int) -> None:
@@ -268,9 +273,9 @@ def compare(peers: connections.Peers, what: str, facts: Mapping) -> None:
         if theirs.get(key) != first.get(key)
     ]
     if differ:
-        more = f" and {len(differ) - MOST} more" if len(differ) > MOST else ""
+        told = core.few(differ, most=MOST, between="; ")
         raise ValueError(
-            f"the processes differ in their {what}: {'; '.join(differ[:MOST])}{more}. "
+            f"the processes differ in their {what}: {told}. "
             "Start the same command with the same installation and data on every host."
         )
 
@@ -297,6 +302,10 @@ class Stop:
         if jax.process_count() == 1:
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)
+
+    def alone(self) -> bool:
+        """Whether to save without another step: nobody else has to agree."""
+        return self._asked
 
     def close(self):
         if self._before is not None:

@@ -163,11 +163,11 @@ def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
     return lookup(what, value, {name: name for name in allowed})
 
 
-def few(names: Iterable[str], most: int = 4) -> str:
+def few(names: Iterable[str], most: int = 4, between: str = ", ") -> str:
     """The first names in sorted order, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return between.join(names[:most]) + more
 
 
 def require(config, where: str, keys: Iterable[str], because: str) -> None:

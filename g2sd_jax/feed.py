@@ -12,6 +12,7 @@ from typing import NamedTuple
 from g2sd_jax import core
 
 OFTEN = 60.0  # Seconds after which a wait is told, and told again.
+SLICE = 0.5  # Seconds of a wait after which somebody may have asked to stop.
 
 
 class Meter:
@@ -53,21 +54,29 @@ class Meter:
         return metered
 
 
-class Patience(NamedTuple):
+class Wait(NamedTuple):
     """How long a batch is waited for."""
 
     source: str  # as a line names it
     limit: float  # seconds, `config.data.timeout`
     often: float = OFTEN
 
-    def get(self, ready: queue.Queue):
-        """What comes next; says every so often who is waited for, and gives up."""
-        began, waited = time.monotonic(), 0.0
+    def get(self, ready: queue.Queue, stopped: Callable[[], bool]):
+        """What comes next; says every so often who is waited for, and gives up.
+
+        Nothing if `stopped` says so before it is there.
+        """
+        began, waited, talk = time.monotonic(), 0.0, self.often
         while True:
             try:
-                return ready.get(timeout=min(self.often, max(0.0, self.limit - waited)))
+                until = min(talk, self.limit)
+                return ready.get(timeout=min(SLICE, max(0.0, until - waited)))
             except queue.Empty:
                 waited = time.monotonic() - began
+            if stopped():
+                return None
+            if waited < until:
+                continue
             told = f"{self.source} has given no batch for {waited:.0f} s"
             if waited >= self.limit:
                 raise core.Hung(
@@ -77,24 +86,25 @@ class Patience(NamedTuple):
                 )
             # By whichever process waits: the others do not know.
             print(f"{told}; the run ends after {self.limit:.0f} s", flush=True)
+            talk = waited + self.often
 
 
-def patience(config) -> Patience:
+def wait_of(config) -> Wait:
     """How long a run waits for its own data."""
     data = config.data
     where = f" (config.data.path={data.path!r})" if data.path else ""
     source = f"config.data.source={data.source!r}{where}"
-    return Patience(source, config.data.timeout)
+    return Wait(source, config.data.timeout)
 
 
-def first(batches: Iterator, patience: Patience):
+def first(batches: Iterator, wait: Wait):
     """The first of `batches` alone, waited for no longer than a `Feed` would."""
     few = itertools.islice(batches, 1)
-    alone = Feed(few, core.identity, 1, Meter(), patience)
+    alone = Feed(few, core.identity, 1, Meter(), wait)
     try:
         return next(alone)
     finally:
-        alone.close(patience=1.0)
+        alone.close(seconds=1.0)
 
 
 class Feed:
@@ -110,7 +120,9 @@ class Feed:
         ahead: how many placed batches may wait.
         meter: runs while a batch is made and placed. Work that `batches` does ahead, in
             threads of its own, has to be metered too, or a batch seems to take no time.
-        patience: how long a batch is waited for.
+        wait: how long a batch is waited for.
+        stopped: () -> whether nobody wants the batch that is waited for any more: then
+            the batches end.
     """
 
     def __init__(
@@ -119,10 +131,11 @@ class Feed:
         place: Callable,
         ahead: int,
         meter: Meter,
-        patience: Patience,
+        wait: Wait,
+        stopped: Callable[[], bool] = bool,  # Never.
     ):
         self._batches, self._place, self._meter = batches, place, meter
-        self._patience = patience
+        self._wait, self._stopped = wait, stopped
         self._ready = queue.Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
@@ -152,7 +165,10 @@ class Feed:
         return self
 
     def __next__(self):
-        batch, error = self._patience.get(self._ready)
+        came = self._wait.get(self._ready, self._stopped)
+        if came is None:
+            raise StopIteration
+        batch, error = came
         if error:
             self._ready.put((None, error))  # Asked again, it is still so.
             raise error
@@ -164,8 +180,8 @@ class Feed:
         before, self._told = self._told, self._made
         return self._told[0] - before[0], self._told[1] - before[1]
 
-    def close(self, patience: float = 10.0):
+    def close(self, seconds: float = 10.0):
         """Ends the thread after the batch it is at; a source that hangs is left."""
         self._closed.set()
         self._room.release()
-        self._thread.join(patience)
+        self._thread.join(seconds)

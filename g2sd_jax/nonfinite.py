@@ -125,13 +125,19 @@ def read(path: str) -> Replay:
                 for name in arrays.files
                 if name.startswith("batch/")
             }
-            known = ("step", "config", "told", "workdir", "processes")
+            known = ("step", "config", "told", "workdir")
             kept = {name: about[name] for name in known}
     except Exception as error:  # A zip can be damaged in many ways.
         raise ValueError(
             f"{path} is not a replay file of this project: {error}"
         ) from None
-    return Replay(batch=batch, key=key, **kept)
+    if "processes" not in about:
+        raise ValueError(
+            f"{path} was made before replay files told the number of processes, on "
+            "which the order of some data depends; start its run again with the same "
+            "command: where it meets the step once more, it writes the file anew."
+        )
+    return Replay(batch=batch, key=key, processes=about["processes"], **kept)
 
 
 def state_of(path: str) -> str | None:

@@ -78,9 +78,9 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
     opened.callback(failures.list_in, None)
     dataset = source.load(config, config.data.train_split)
     cluster.agree("data", lambda: datasets.fingerprint(dataset))
-    patience = feed.patience(config)
+    wait = feed.wait_of(config)
     batches = order.train_batches(dataset, config.batch, config.seed, 0, *hosts)
-    example = feed.first(batches, patience)
+    example = feed.first(batches, wait)
     describe = dict(
         stage.describe,
         stage=config.stage,
@@ -126,7 +126,10 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
     dataset = datasets.metered(dataset, meter.around)
     batches = order.train_batches(dataset, config.batch, config.seed, start, *hosts)
     place = lambda batch: parallel.to_global(batch, mesh)
-    supply = feed.Feed(batches, place, config.data.prefetch, meter, patience)
+    stop = cluster.Stop()
+    opened.callback(stop.close)
+    given = place, config.data.prefetch, meter, wait, stop.alone
+    supply = feed.Feed(batches, *given)
     opened.callback(supply.close)
     timer, late = clock.Clock(config.batch, supply), metrics.Late()
     opened.callback(timer.close)
@@ -136,9 +139,16 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
         writer.write(0, known)
     judge = evaluation.judge_of(stage, mesh, writer, timer)
     eval_every = max(1, round(config.eval_epochs * per_epoch))
-    stop = cluster.Stop()
-    opened.callback(stop.close)
     going = None if policy == "skip" else nonfinite.going(mesh)
+
+    def save_as(number, state, scores):
+        with timer.paused():
+            writer.sync()
+            failures.sync()
+            saved.save(number, state, describe, scores)
+
+    number = last = start  # The step, and the one that was saved last.
+    scores = None
     with jax.transfer_guard("disallow"):
         for number, batch in zip(
             range(start + 1, total + 1), timer.batches(), strict=False
@@ -158,16 +168,19 @@ def steps(config, path: str, opened: contextlib.ExitStack) -> dict:
             # Judged before it is saved: what a checkpoint restores was told.
             scores = judge(number, state.variables, frozen) if judged else None
             if save or (judged and config.checkpoint.best):
-                with timer.paused():
-                    writer.sync()
-                    failures.sync()
-                    saved.save(number, state, describe, scores)
-            if leave and number < total:
-                saved.wait()
-                raise core.Preempted(
-                    f"stopped as asked: step {number} of {total} is saved; the "
-                    "same command goes on from there"
-                )
+                save_as(number, state, scores)
+                last = number
+            if leave:
+                break
+        if number < total:  # Asked to stop: after a step, or while no batch came.
+            watch(late.last())
+            if last < number:
+                save_as(number, state, scores)
+            saved.wait()
+            told = f"step {number} of {total} is saved" if number else "no step is made"
+            raise core.Preempted(
+                f"stopped as asked: {told}; the same command goes on from there"
+            )
         if start == total:  # Killed between its last checkpoint and its end.
             scores = last_scores(path, total)
             scores = scores or judge(total, state.variables, frozen)

@@ -3,7 +3,9 @@
 """Checkpoints: written behind the run's back, kept by rule, and never half believed."""
 
 import contextlib
+import functools
 import gc
+import itertools
 import os
 import resource
 import shutil
@@ -332,6 +334,46 @@ class TestStopping:
         assert one == other
         # Each evaluation once, the one of the last step among them.
         assert [row["step"] for row in one[1] if "eval/top1" in row] == [2, 4, 6]
+
+    @pytest.mark.parametrize("step", [0, 2])
+    def test_sigterm_is_answered_while_no_batch_comes(
+        self, step, tmp_path, monkeypatch
+    ):
+        whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+        config = runs.small("linprobe", eval_epochs=0.5)
+        train.run(config, whole)
+        gate, batches, calls = threading.Event(), train.order.train_batches, []
+        asking = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
+
+        def stalling(*given):
+            calls.append(given)
+            yield from itertools.islice(batches(*given), step if calls[1:] else 1)
+            if not step:
+                asking()
+            gate.wait(5)
+            raise ValueError("SIGTERM was not answered")
+
+        class Stop(cluster.Stop):
+            def asked(self, number):
+                if number == step:
+                    threading.Timer(0.3, asking).start()
+                return super().asked(number)
+
+            def alone(self):
+                if super().alone():
+                    gate.set()  # Else its own thread is waited for.
+                return super().alone()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train.order, "train_batches", stalling)
+            patch.setattr(cluster, "Stop", Stop)
+            said = f"step {step} of 6 is saved" if step else "no step is made"
+            with pytest.raises(core.Preempted, match=said):
+                train.run(config, parts)
+        if step:
+            assert checkpoint.read_run(parts, "key").step == step
+        train.run(config, parts)
+        assert self.facts(parts) == self.facts(whole)
 
     def test_killed_while_judging_judges_again(self, tmp_path, monkeypatch):
         """A checkpoint is not there before all that it stands for was told."""

@@ -8,10 +8,11 @@ import http.server
 import re
 import socket
 import threading
+import types
 
 import pytest
 
-from g2sd_jax import cli, cluster, peers, wire
+from g2sd_jax import cli, cluster, core, peers, wire, workdir
 
 SLURM = dict(
     SLURM_JOB_ID="4098",
@@ -278,6 +279,30 @@ def test_a_crash_of_one_is_a_crash_of_all_others(pod):
     assert pod.capsys.readouterr().err.count("stopped: out of memory") == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(core.Hung, 76), (OSError, 2), (RuntimeError, 1)]
+)
+def test_what_ends_one_process_ends_the_others_alike(pod, monkeypatch, error, status):
+    ends = types.SimpleNamespace(register=lambda call: None)  # Else pytest's own end.
+    monkeypatch.setattr(cluster, "atexit", ends)
+    monkeypatch.setattr(cluster, "_start", lambda *_: None)
+
+    def other():
+        (peer,) = pod.start(2, who=[1])
+        peer.exchange("versions", core.flatten(workdir.versions()))
+
+    future = pod.pool.submit(other)
+    given = [f"--coordinator=localhost:{pod.port}", "--processes=2", "--process=0"]
+    parser = argparse.ArgumentParser()
+    cluster.arguments(parser)
+    with pytest.raises(error), cluster.joined(parser.parse_args(given)):
+        future.result(10)
+        raise error("no batch for 2 s")
+    wait_for(lambda: pod.ends)
+    assert pod.ends == [(1, status)]
+    assert "stopped: no batch for 2 s" in pod.capsys.readouterr().err
+
+
 def test_the_same_mistake_of_all_is_told_once_by_each(pod):
     two = pod.start(2)
     pod.each(lambda peer: peer.leave("the same"), two)
@@ -299,6 +324,9 @@ def test_differences_are_named_by_host_and_key(pod):
         "differ in their config: a.seed is 3 on process 2" in str(t) for t in told
     )
     assert "b is None on process 2" in str(told[0])
+    facts = [{}, {}, dict.fromkeys("abcdefg", 1)]
+    told = pod.each(lambda p, f: cluster.compare(p, "config", f), three, facts)
+    assert str(told[0]).count(" is 1 on ") == 5 and " and 2 more. " in str(told[0])
     assert pod.each(lambda p: cluster.compare(p, "data", {"n": 5}), three) == [None] * 3
 
 

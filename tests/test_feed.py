@@ -16,7 +16,7 @@ from g2sd_jax import core, feed, train
 from g2sd_jax.data import source, threads
 
 SOON = 5.0  # Seconds that no test waits for in full.
-PATIENT = feed.Patience("the source", limit=SOON)
+PATIENT = feed.Wait("the source", limit=SOON)
 
 
 def until(condition):
@@ -50,7 +50,7 @@ def test_batches_come_placed_and_in_order():
         lambda batch: -batch,
         ahead=3,
         meter=feed.Meter(),
-        patience=PATIENT,
+        wait=PATIENT,
     )
     assert list(fed) == [-batch for batch in range(50)]
     with pytest.raises(StopIteration):  # And no wait for what will never come.
@@ -61,7 +61,7 @@ def test_batches_come_placed_and_in_order():
 def test_only_so_many_lie_ahead():
     counter = Source()
     fed = feed.Feed(
-        counter, lambda batch: batch, ahead=2, meter=feed.Meter(), patience=PATIENT
+        counter, lambda batch: batch, ahead=2, meter=feed.Meter(), wait=PATIENT
     )
     until(lambda: counter.asked == 2)
     time.sleep(0.05)
@@ -81,7 +81,7 @@ def test_an_error_of_the_source_is_raised_where_a_batch_is_asked_for():
         raise ValueError("too many unreadable pictures")
 
     fed = feed.Feed(
-        broken(), lambda batch: batch, ahead=2, meter=feed.Meter(), patience=PATIENT
+        broken(), lambda batch: batch, ahead=2, meter=feed.Meter(), wait=PATIENT
     )
     assert next(fed) == 1
     for _ in range(2):
@@ -98,9 +98,9 @@ def test_a_source_that_hangs_is_left():
         yield
 
     fed = feed.Feed(
-        hanging(), lambda batch: batch, ahead=1, meter=feed.Meter(), patience=PATIENT
+        hanging(), lambda batch: batch, ahead=1, meter=feed.Meter(), wait=PATIENT
     )
-    fed.close(patience=0.05)
+    fed.close(seconds=0.05)
     gate.set()
     until(lambda: not feed_threads())
 
@@ -112,8 +112,8 @@ def test_a_source_that_hangs_is_named_and_given_up(capsys):
         yield 1
         gate.wait()
 
-    patience = feed.Patience("the folder", limit=0.25, often=0.1)
-    fed = feed.Feed(hanging(), core.identity, 2, feed.Meter(), patience)
+    wait = feed.Wait("the folder", limit=0.25, often=0.1)
+    fed = feed.Feed(hanging(), core.identity, 2, feed.Meter(), wait)
     assert next(fed) == 1
     said = r"^the folder has given no batch for 0 s: config.data.timeout=0\. Look "
     with pytest.raises(core.Hung, match=said):
@@ -131,8 +131,8 @@ def test_a_slow_source_is_only_talked_about(capsys):
         time.sleep(0.2)
         yield 1
 
-    patience = feed.Patience("the folder", limit=SOON, often=0.05)
-    fed = feed.Feed(slow(), core.identity, 2, feed.Meter(), patience)
+    wait = feed.Wait("the folder", limit=SOON, often=0.05)
+    fed = feed.Feed(slow(), core.identity, 2, feed.Meter(), wait)
     assert next(fed) == 1
     assert "the folder has given no batch" in capsys.readouterr().out
     fed.close()
@@ -185,6 +185,49 @@ def test_pools_end_with_what_they_were_made_in():
             inner.submit(int)
     with pytest.raises(RuntimeError, match="after shutdown"):
         outer.submit(int)
+
+
+LEAVES = """
+import sys, time
+from g2sd_jax.data import order, threads
+
+with threads.closing():
+    pool = threads.Pool(2, "input")
+    assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+    stuck = pool.submit(time.sleep, 1e6)
+    batches = order.read_ahead(lambda wait: pool.submit(time.sleep, wait).result(),
+                               iter([0, 1e6, 1e6]), 1)
+    next(batches)
+sys.exit(75)
+"""
+
+
+def test_threads_that_hang_change_no_end_of_a_process():
+    """Those that read ahead of the last batch, or of one nobody waits for any more."""
+    done = subprocess.run([sys.executable, "-c", LEAVES], timeout=60)
+    assert done.returncode == core.EXIT_AGAIN
+
+
+def test_a_pool_works_on_all_its_threads_and_ends_with_its_owner():
+    pool = threads.Pool(3, "pool")
+    together = threading.Barrier(3)
+    assert sorted(pool.map(lambda _: together.wait(SOON), range(3))) == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):
+        pool.submit(divmod, 1, 0).result()
+    gate = threading.Event()
+    busy = [pool.submit(gate.wait) for _ in range(3)]
+    until(lambda: all(each.running() for each in busy))
+    waiting = pool.submit(int)
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert waiting.cancelled() and not busy[0].done()
+    gate.set()
+    pool.shutdown()
+    assert busy[0].result() and not any(each.is_alive() for each in pool.threads)
+    dropped = threads.Pool(1, "pool")
+    assert dropped.submit(int).result() == 0
+    (thread,) = dropped.threads
+    del dropped
+    until(lambda: not thread.is_alive())
 
 
 HANGS = """
@@ -240,7 +283,7 @@ def test_waiting_for_room_is_not_work():
         now.now += 0.5
         return batch
 
-    fed = feed.Feed(batches(), place, ahead=2, meter=feed.Meter(now), patience=PATIENT)
+    fed = feed.Feed(batches(), place, ahead=2, meter=feed.Meter(now), wait=PATIENT)
     until(lambda: fed._ready.qsize() == 2)
     now.now += 100.0  # Nobody takes one for a while.
     assert fed.spent() == (2, 1.5)
@@ -287,7 +330,7 @@ def test_work_ahead_of_the_feed_is_metered_by_its_own_calls():
     for _ in range(3):  # While nobody asks for a batch.
         work()
     fed = feed.Feed(
-        iter(range(3)), lambda batch: batch, ahead=3, meter=meter, patience=PATIENT
+        iter(range(3)), lambda batch: batch, ahead=3, meter=meter, wait=PATIENT
     )
     until(lambda: fed._ready.qsize() == 3)
     made, seconds = fed.spent()

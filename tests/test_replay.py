@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step that was not finite is kept, and run again until its cause has a name."""
 
+import json
 import pathlib
 import types
 
@@ -184,6 +185,16 @@ def test_a_gradient_alone_is_told_by_its_last_module(sound, monkeypatch):
     monkeypatch.setattr(stages, "build", rooted)
     told = replay.examine(kept, state, config)
     assert "its gradient is not" in told and "meets decoder_pred.bias first" in told
+
+
+def test_a_file_that_does_not_tell_the_number_of_processes(stopped, tmp_path):
+    with np.load(stopped[1]) as arrays:
+        arrays = dict(arrays)
+    about = json.loads(str(arrays["about"]))
+    del about["processes"]
+    np.savez(tmp_path / "step_2.npz", **(arrays | {"about": json.dumps(about)}))
+    with pytest.raises(ValueError, match="files told the number of processes, on"):
+        nonfinite.read(str(tmp_path / "step_2.npz"))
 
 
 @pytest.mark.parametrize("content", [None, b"not a zip"])

@@ -5,9 +5,10 @@
 import collections
 import functools
 import itertools
-from concurrent import futures
 
 import numpy as np
+
+from g2sd_jax.data import threads
 
 
 @functools.lru_cache(maxsize=2)  # For speed alone: a cold cache gives the same order.
@@ -109,7 +110,7 @@ def read_ahead(read, wanted, ahead):
     if not ahead:
         yield from map(read, wanted)
         return
-    readers = futures.ThreadPoolExecutor(ahead + 1, thread_name_prefix="ahead")
+    readers = threads.Pool(ahead + 1, "ahead")
     waiting = collections.deque()
     try:
         for depth in itertools.chain([1], itertools.repeat(ahead + 1)):

@@ -30,19 +30,19 @@ class Writer:
     """Writes named scalars to every place the config asks for, on the main process.
 
     Args:
-        workdir: folder for `metrics.jsonl`, `tensorboard/` and W&B's own files.
+        path: folder for `metrics.jsonl`, `tensorboard/` and W&B's own files.
         config: the run's; read are `batch`, `progress` and `wandb`.
         start_step: steps already done; what was logged after them is dropped.
         total_steps: steps of the whole run.
         main: whether this is the process that writes; the others stay silent.
     """
 
-    def __init__(self, workdir, config, start_step: int, total_steps: int, main: bool):
+    def __init__(self, path, config, start_step: int, total_steps: int, main: bool):
         self._sinks = []
         self._display = None
         if not main:
             return
-        folder = epath.Path(workdir)
+        folder = epath.Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if config.wandb:  # First, for it may refuse, and then nothing was touched.
             self._sinks.append(Wandb(folder, config))
@@ -276,7 +276,7 @@ class Late:
 class Profile:
     """Traces the steps `config.profile=(start, stop)` into `workdir/profile`."""
 
-    def __init__(self, workdir, config, main: bool):
+    def __init__(self, path, config, main: bool):
         if config.profile and not (
             len(config.profile) == 2 and 0 < config.profile[0] < config.profile[1]
         ):
@@ -285,7 +285,7 @@ class Profile:
                 "one after the last, such as (10, 13); () is off."
             )
         self._steps = tuple(config.profile) if main else ()
-        self._folder = epath.Path(workdir) / "profile"
+        self._folder = epath.Path(path) / "profile"
         self._running = False
 
     def before(self, step: int):

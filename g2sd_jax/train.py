@@ -199,19 +199,19 @@ def closing(saved: checkpoint.Manager) -> Callable:
     return leave
 
 
-def last_losses(workdir: str) -> dict:
+def last_losses(path: str) -> dict:
     """What the last logged step told, whichever process of the run made it."""
-    path = epath.Path(workdir) / metrics.FILE
-    rows = metrics.read_lines(path) if path.exists() else []
+    file = epath.Path(path) / metrics.FILE
+    rows = metrics.read_lines(file) if file.exists() else []
     told = next((row for row in reversed(rows) if "loss" in row), {})
     return {key: value for key, value in told.items() if key.startswith("loss")}
 
 
-def last_scores(workdir: str, step: int) -> dict:
-    """The evaluation of `step`, if one was logged."""
-    path = epath.Path(workdir) / metrics.FILE
-    rows = metrics.read_lines(path) if path.exists() else []
-    told = [row for row in rows if row["step"] == step and "loss" not in row]
+def last_scores(path: str, number: int) -> dict:
+    """The evaluation of step `number`, if one was logged."""
+    file = epath.Path(path) / metrics.FILE
+    rows = metrics.read_lines(file) if file.exists() else []
+    told = [row for row in rows if row["step"] == number and "loss" not in row]
     return {k: v for row in told[-1:] for k, v in row.items() if k != "step"}
 
 
@@ -238,24 +238,24 @@ def frozen_variables(stage: core.Stage, config, example, mesh):
 class Watch:
     """Looks at each step's metrics, one step late: logs them, and acts on a bad one."""
 
-    def __init__(self, policy, config, total, writer, clock, keeper):
+    def __init__(self, policy, config, total, writer, timer, keeper):
         self._policy, self._bound = policy, config.nonfinite.bound
         self._every, self._total = config.log_every, total
-        self._writer, self._clock, self._keeper = writer, clock, keeper
+        self._writer, self._timer, self._keeper = writer, timer, keeper
         self._skipped, self._first = 0, True
 
     def __call__(self, reported):
         if reported is None:
             return
-        step, told = reported
-        self._judge(step, told)
+        number, told = reported
+        self._judge(number, told)
         if self._first:
-            self._clock.read()  # The first interval holds the compilation.
+            self._timer.read()  # The first interval holds the compilation.
         self._first = False
-        if step % self._every == 0 or step == self._total:
-            self._writer.write(step, {**told, **self._clock.read()})
+        if number % self._every == 0 or number == self._total:
+            self._writer.write(number, {**told, **self._timer.read()})
 
-    def _judge(self, step, told):
+    def _judge(self, number, told):
         if told.pop("finite"):
             self._skipped = 0
             return
@@ -263,11 +263,12 @@ class Watch:
         said = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
         stopping = self._policy == "stop"
         if self._skipped == 1:
-            self._file = self._keeper.write(step, told, stopping)
+            self._file = self._keeper.write(number, told, stopping)
         if stopping or self._skipped > self._bound:
             raise FloatingPointError(
-                f"step {step} is not finite ({said}); {self._skipped} in a row. Lower "
-                "config.optim.lr, set config.optim.clip, or config.nonfinite.policy="
-                f"skip. g2sd replay {self._file} tells where it comes from."
+                f"step {number} is not finite ({said}); {self._skipped} in a row. "
+                "Lower config.optim.lr, set config.optim.clip, or "
+                f"config.nonfinite.policy=skip. g2sd replay {self._file} tells where "
+                "it comes from."
             )
-        metrics.say(f"step {step} is not finite ({said}): not applied; {self._file}")
+        metrics.say(f"step {number} is not finite ({said}): not applied; {self._file}")

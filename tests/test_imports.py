@@ -134,6 +134,45 @@ def test_the_check_sees_what_it_forbids(tmp_path):
     assert part_of("g2sd_jax") == ""
 
 
+def hidden_modules(path: pathlib.Path) -> set[str]:
+    """`function: name` of each import of a file that a function binds anew."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    imports = [node for node in tree.body if isinstance(node, ast.Import)]
+    imports += [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    given = [alias for node in imports for alias in node.names]
+    names = {alias.asname or alias.name.split(".")[0] for alias in given}
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.Lambda):
+            continue
+        within = list(ast.walk(function))
+        bound = {node.arg for node in within if isinstance(node, ast.arg)}
+        stored = [node for node in within if isinstance(node, ast.Name)]
+        bound |= {node.id for node in stored if isinstance(node.ctx, ast.Store)}
+        name = getattr(function, "name", "lambda")
+        found |= {f"{name}: {each}" for each in bound & names}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_local_name_hides_a_module(path):
+    """Else a later line of the function that means the module gets something else."""
+    hidden = hidden_modules(path)
+    assert not hidden, f"{path}: {sorted(hidden)} are imported modules; rename them"
+
+
+def test_the_search_for_hidden_modules_finds_them(tmp_path):
+    file = tmp_path / "probe.py"
+    file.write_text(
+        "import os.path\nfrom g2sd_jax import step, clock as watch, core, feed\n"
+        "step = 1\n"
+        "def a(step, *, clock): pass\n"
+        "def b(*watch): os = core.os = 2\n"
+        "c = lambda core: [feed for feed in core]\n"
+    )
+    expected = {"a: step", "b: watch", "b: os", "lambda: core", "lambda: feed"}
+    assert hidden_modules(file) == expected
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs").rglob("*.py")), ids=module_name
 )

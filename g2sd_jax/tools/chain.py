@@ -75,7 +75,7 @@ def run(config: ConfigDict, root: str) -> None:
         print(report.write(config, root), flush=True)
 
 
-def plan(config: ConfigDict, workdir: str) -> list[Step]:
+def plan(config: ConfigDict, root: str) -> list[Step]:
     """Every step of every seed, each recipe loaded and each placeholder filled."""
     if "stage" in config:
         raise ValueError(
@@ -96,15 +96,15 @@ def plan(config: ConfigDict, workdir: str) -> list[Step]:
         for name, spec, overrides in config.steps:
             if name in made:
                 raise ValueError(f"config.steps has two steps named {name!r}.")
-            root = os.path.join(workdir, f"seed{seed}")
+            folder = os.path.join(root, f"seed{seed}")
             try:
-                given = fill(overrides, made) | shared(config, workdir, seed)
+                given = fill(overrides, made) | shared(config, root, seed)
                 step = recipes.load(spec, given)
             except ValueError as error:
                 raise ValueError(f"step {name!r} of the chain: {error}") from error
             if "stage" not in step:
                 raise ValueError(f"step {name!r} of the chain: {spec} has no stage.")
-            made[name] = os.path.join(root, name)
+            made[name] = os.path.join(folder, name)
             planned.append(Step(f"seed{seed}/{name}", spec, step, made[name]))
     central.check_rows(config)
     return planned
@@ -129,11 +129,11 @@ def fill(overrides: Mapping, made: Mapping[str, str]) -> dict:
     }
 
 
-def shared(config: ConfigDict, workdir: str, seed: int) -> dict:
+def shared(config: ConfigDict, root: str, seed: int) -> dict:
     """Keys that every step gets; one cache, for a seed changes no program."""
     cache = config.cache_dir
     if cache is None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.path.join(workdir, "cache")
+        cache = os.path.join(root, "cache")
     return dict(seed=seed, cache_dir=cache, progress=config.progress)
 
 

@@ -95,23 +95,23 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     return args
 
 
-def choose(workdir: str, path: str, recipe: str, overrides) -> Finished:
+def choose(run: str, path: str, recipe: str, overrides) -> Finished:
     """The `Finished` of a command line's three options."""
-    if not workdir and not path:
+    if not run and not path:
         raise ValueError(
             "name what to ask: --workdir=DIR of a run, or --checkpoint=FILE (with "
             "--config=RECIPE, unless the file describes itself)."
         )
-    if workdir and recipe:
+    if run and recipe:
         raise ValueError(
-            f"--workdir={workdir} has its own config; leave --config={recipe} out, or "
+            f"--workdir={run} has its own config; leave --config={recipe} out, or "
             "name the weights with --checkpoint instead."
         )
-    if path and not recipe and not workdir and epath.Path(path).is_dir():
-        workdir, path = path, ""
-    if workdir:
-        config = config_of(workdir, overrides)
-        return from_file(path, config) if path else from_run(workdir, config)
+    if path and not recipe and not run and epath.Path(path).is_dir():
+        run, path = path, ""
+    if run:
+        config = config_of(run, overrides)
+        return from_file(path, config) if path else from_run(run, config)
     if recipe:
         return from_file(path, recipes.load(recipe, overrides))
     return from_file(path, described(path, overrides))
@@ -142,19 +142,19 @@ def chain_config(path: str) -> ConfigDict:
     return ConfigDict(workdir.read_json(epath.Path(path) / CHAIN))
 
 
-def config_of(workdir: str, overrides=None) -> ConfigDict:
-    """The config of the run in `workdir`, or of that of `WORKDIR/checkpoints/STEP`."""
-    workdir, _ = checkpoint.split_step(workdir)
-    config = recipes.of_run(workdir)
+def config_of(run: str, overrides=None) -> ConfigDict:
+    """The config of the run in `run`, or of that of `WORKDIR/checkpoints/STEP`."""
+    run, _ = checkpoint.split_step(run)
+    config = recipes.of_run(run)
     if "stage" not in config:
-        step = os.path.join(workdir, f"seed{config.seeds[0]}", next(iter(config.steps)))
+        step = os.path.join(run, f"seed{config.seeds[0]}", next(iter(config.steps)))
         raise ValueError(
-            f"{workdir} is a chain's folder; name one of its steps, such as {step}."
+            f"{run} is a chain's folder; name one of its steps, such as {step}."
         )
-    return recipes.changed(completed(config, workdir), overrides)
+    return recipes.changed(completed(config, run), overrides)
 
 
-def completed(config: ConfigDict, workdir: str) -> ConfigDict:
+def completed(config: ConfigDict, run: str) -> ConfigDict:
     """An older run's config with the keys that recipes were given since then."""
     today = core.flatten(recipes.load(recipe_of(config)).to_dict())
     mine = core.flatten(config.to_dict())
@@ -175,7 +175,7 @@ def completed(config: ConfigDict, workdir: str) -> ConfigDict:
             group[leaf] = value
     if added:
         metrics.say(
-            f"{workdir}/config.json is older than {', '.join(sorted(added))}: taken as "
+            f"{run}/config.json is older than {', '.join(sorted(added))}: taken as "
             f"the recipe {recipe_of(config)} has them"
         )
     return config
@@ -188,13 +188,13 @@ def recipe_of(config: ConfigDict) -> str:
     return config.stage
 
 
-def from_run(workdir: str, config: ConfigDict | None = None) -> Finished:
+def from_run(run: str, config: ConfigDict | None = None) -> Finished:
     """A run by its workdir."""
-    config = config_of(workdir) if config is None else config
+    config = config_of(run) if config is None else config
     stage = stages.build(config)
     shapes = jax.eval_shape(stage.init, jax.random.key(0), {})
-    variables, describe = loading.run_variables(workdir, shapes, "--workdir")
-    return Finished(workdir, config, stage, variables, describe)
+    variables, describe = loading.run_variables(run, shapes, "--workdir")
+    return Finished(run, config, stage, variables, describe)
 
 
 def from_file(path: str, config: ConfigDict) -> Finished:

@@ -169,10 +169,10 @@ def claimed(out: Path, job: dict) -> Iterator[dict]:
             f"--out={out} holds something else; give an empty folder or a new one."
         )
     out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
+    descriptor = os.open(out, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"--out={out}: another `g2sd prepare` is at it.") from None
         if known[0].exists():
@@ -195,4 +195,4 @@ def claimed(out: Path, job: dict) -> Iterator[dict]:
             )
         yield first
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -64,7 +64,7 @@ def before(path: str, replay: nonfinite.Replay, config) -> core.TrainState:
     program = step.build(config, stage, mesh, replay.batch)
     saved = checkpoint.Manager(beside or replay.workdir)
     try:
-        steps = [step for step in saved.steps() if step < replay.step]
+        steps = [at for at in saved.steps() if at < replay.step]
         if steps:
             state = saved.restore(program.state, steps)
         else:

@@ -101,8 +101,8 @@ def curve_sections(read) -> list[page.Section]:
     keys.remove("step") if "step" in keys else None
     groups = {"Losses": [], "Evaluation": [], "Optimisation and machine": []}
     for key in keys:
-        judged = "/" in key and not key.startswith("loss")
-        group = "Losses" if key.startswith("loss") else "Evaluation" if judged else None
+        score = "/" in key and not key.startswith("loss")
+        group = "Losses" if key.startswith("loss") else "Evaluation" if score else None
         groups[group or "Optimisation and machine"].append(key)
     sections = []
     for title, chosen in groups.items():

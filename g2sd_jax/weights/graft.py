@@ -109,9 +109,9 @@ def _fitted(name, table, wanted, weights, grid):
     return table  # Not a matter of the grid; the shapes are compared later.
 
 
-def _grid_of(weights, patches):
+def _grid_of(weights, count):
     """The grid a file was made for: as it says, else the square of so many patches."""
-    return tuple(weights.describe.get("grid") or [round(patches**0.5)] * 2)
+    return tuple(weights.describe.get("grid") or [round(count**0.5)] * 2)
 
 
 def _check_index(name, index, weights):

@@ -15,7 +15,7 @@ from PIL import Image
 import files
 import memory
 import runs
-from g2sd_jax import recipes, train, workdir
+from g2sd_jax import evaluation, recipes, train, workdir
 from g2sd_jax.data import (
     arrays,
     crops,
@@ -385,7 +385,7 @@ def test_one_per_cent_trains_and_resumes_as_if_never_stopped(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluation", lambda *_: fail)
+        patch.setattr(evaluation, "judge_of", lambda *_: fail)
         with pytest.raises(Killed):
             train.run(run_config(many), str(tmp_path / "cut"))
     assert train.run(run_config(many), str(tmp_path / "cut")) == final

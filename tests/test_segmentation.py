@@ -591,3 +591,10 @@ def test_a_teacher_keeps_its_statistics_in_float32(student):
     kept = parallel.cast(student[2], jnp.bfloat16)
     dtypes = {key: {x.dtype.name for x in jax.tree.leaves(kept[key])} for key in kept}
     assert dtypes == {"params": {"bfloat16"}, "batch_stats": {"float32"}}
+
+
+def test_a_batch_of_one_picture_is_refused():
+    task = segmentation.build(runs.small(FINETUNE, batch=2, accumulate=2))
+    batch = {"image": np.zeros((1, 64, 64, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"config\.accumulate=2.* at least 2 pictures"):
+        task.forward({}, batch, {})

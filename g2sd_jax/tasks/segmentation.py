@@ -60,6 +60,12 @@ def build(config) -> core.Task:
         return draws
 
     def forward(variables, batch, draws):
+        if len(batch["image"]) < 2:
+            raise ValueError(
+                f"config.batch={config.batch} in config.accumulate={config.accumulate} "
+                "parts: one picture pooled to one value has no batch statistics; use at "
+                "least 2 pictures in each part."
+            )
         return model.apply(
             variables, batch["image"], True, draws, mutable=["batch_stats"]
         )

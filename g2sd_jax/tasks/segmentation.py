@@ -63,8 +63,8 @@ def build(config) -> core.Task:
         if len(batch["image"]) < 2:
             raise ValueError(
                 f"config.batch={config.batch} in config.accumulate={config.accumulate} "
-                "parts: one picture pooled to one value has no batch statistics; use at "
-                "least 2 pictures in each part."
+                "parts: one picture pooled to one value has no batch statistics; use "
+                "at least 2 pictures in each part."
             )
         return model.apply(
             variables, batch["image"], True, draws, mutable=["batch_stats"]

@@ -42,12 +42,17 @@ def resize_image(image, size, part=None):
     (top, bottom, down), (left, right, across) = map(
         taps, image.shape[:2], size, (y, x), (height, width)
     )
-    # Only the columns that are wanted: the first direction costs the most.
-    image, begin = image[:, left[0] : right[-1] + 1], left[0]
-    rows = blended(image[top], image[bottom], down[:, None, None])
-    pixels = blended(rows[:, left - begin], rows[:, right - begin], across[:, None])
-    pixels += 0.5
-    return pixels.astype(np.uint8)
+    # Only the columns that are wanted, for the first direction costs the most; and rows
+    # of numbers instead of pixels, which NumPy picks faster than threes of them.
+    channels, begin = np.arange(image.shape[2]), left[0]
+    image = image[:, begin : right[-1] + 1]
+    numbers = image.reshape(len(image), -1).astype(np.float32)
+    numbers = blended(numbers, 0, top, bottom, down[:, None])
+    each = lambda places: ((places - begin)[:, None] * len(channels) + channels).ravel()
+    across = np.repeat(across, len(channels))
+    numbers = blended(numbers, 1, each(left), each(right), across)
+    numbers += 0.5
+    return numbers.astype(np.uint8).reshape(height, width, -1)
 
 
 def taps(old, new, start, count):
@@ -57,8 +62,9 @@ def taps(old, new, start, count):
     return low, np.minimum(low + 1, old - 1), np.float32(centre - low)
 
 
-def blended(low, upper, share):
-    low, result = np.float32(low), upper.astype(np.float32)
+def blended(numbers, axis, low, upper, share):
+    """What lies between places `low` and `upper` of an axis, at `share` of the way."""
+    low, result = (numbers.take(at, axis, mode="clip") for at in (low, upper))
     result -= low
     result *= share
     result += low

@@ -19,8 +19,8 @@ from g2sd_jax.tools import central, finished, page, plots, sections, speed
 
 SECONDS = "seconds.json"  # {step: seconds of training}, kept by `tools.chain`.
 CAPTION = (
-    "Scores are {score} in % of {examples:,} {of}: mean ± standard deviation over seeds "
-    "{seeds}, then each seed. They were fixed beforehand; none was chosen by its "
+    "Scores are {score} in % of {examples:,} {of}: mean ± standard deviation over "
+    "seeds {seeds}, then each seed. They were fixed beforehand; none was chosen by its "
     "result. Share: of the teacher's mean. Throughput: images/s of the jitted "
     "prediction, {batch} at a time, relative to the teacher's {speed}; the models took "
     "turns in one process, and the median of {turns} turns counts."

@@ -18,6 +18,7 @@ from g2sd_jax.tools import central, finished, sections
 
 FILE = recipes.ROOT / "configs" / "fingerprints.json"
 STEPS = (50, 100, 150, 200, 300, 500, 1000, 1500)  # That are kept, and the last.
+SCORES = ("/top1", "/mIoU")
 SLACK = 0.25  # A value may leave the seeds' range by this share of it.
 # What a run may have otherwise: where it is, what it starts from, how it is watched.
 IGNORED = ("seed", "init_from", "teacher.checkpoint", "encoder.checkpoint", "signal")
@@ -50,7 +51,7 @@ def ranges(runs: Sequence[Sequence[Mapping]]) -> dict:
             if row["step"] not in (0, *STEPS, last):
                 continue
             for key, value in row.items():
-                if key == "loss" or "/top1" in key or "_error" in key:
+                if key == "loss" or key.endswith(SCORES) or "_error" in key:
                     found.setdefault(key, {}).setdefault(row["step"], []).append(value)
     return {
         key: {

@@ -166,7 +166,7 @@ def test_published_values_of_imagenet(prints):
 def test_every_fingerprint_is_of_a_step_that_exists(prints):
     for chain, each in prints["measured"].items():
         steps = {name for name, *_ in recipes.load(chain).steps}
-        assert set(each["steps"]) == steps
+        assert each["steps"] and set(each["steps"]) <= steps
         for step, found in each["steps"].items():
             config = fingerprint.config_of(chain, step)
             assert str(config.total_steps) in found["loss"]

@@ -284,6 +284,25 @@ def test_a_run_is_scored_by_what_its_task_is_judged_by(tmp_path):
         central.score_of(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("before", "stage", "behind"),
+    [
+        ("pretrain", "finetune", ("no", "no")),
+        ("generic_distill", "specific_seg", ("yes", "yes")),
+        ("dmae_distill", "finetune", ("yes", "no")),
+    ],
+)
+def test_what_distilled_a_run_is_read_from_the_one_before(
+    tmp_path, before, stage, behind
+):
+    runs = {"before": dict(stage=before), "run": dict(stage=stage)}
+    runs["run"]["init_from"] = str(tmp_path / "before")
+    for name, config in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert central.stages_behind(str(tmp_path / "run")) == behind
+
+
 def test_denormalise_undoes_the_target(rng):
     truth = rng.uniform(size=(2, 5, 16)).astype(np.float32)
     guess = masked.normalise_patches(truth)

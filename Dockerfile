@@ -5,10 +5,9 @@ FROM python:3.12-slim
 ARG EXTRA=tpu
 WORKDIR /g2sd_jax
 # What changes rarely first: a change of the code installs no package again.
-COPY setup.cfg pyproject.toml requirements.txt README.md LICENSE ./
-COPY g2sd_jax/__init__.py g2sd_jax/
-COPY configs/__init__.py configs/
-RUN pip install --no-cache-dir -e ".[$EXTRA]"
+COPY requirements.txt ./
+RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
+RUN pip install --no-cache-dir -e ".[$EXTRA]"
 # As one process, so that a SIGTERM reaches the run itself.
 ENTRYPOINT ["g2sd"]

@@ -4,13 +4,21 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from g2sd_jax.configs import common
 
 ADE20K = 20_210  # Training images.
 STEPS_PER_EPOCH = ADE20K // 16
 
+# What a smoke run makes smaller: four taps for four blocks, 96 x 96 windows.
+SMALL_HEAD = dict(taps=(0, 1, 2, 3), head_width=32)
+SMALL = dict(
+    model=common.SMALL_STUDENT | SMALL_HEAD | dict(aux_width=32),
+    augment=dict(fit=(96, 384)),
+    inference=dict(fit=(96, 384), stride=(64, 64)),
+)
 
-def task(size, lr=1e-4, layer_decay=0.65):
+
+def task(size: str, lr: float = 1e-4, layer_decay: float = 0.65) -> ConfigDict:
     """Everything but the stage: 160,000 steps of 16 crops of 512 x 512."""
     config = common.base()
     config.task = "segmentation"
@@ -25,8 +33,9 @@ def task(size, lr=1e-4, layer_decay=0.65):
     config.data.eval_split = "validation"
     config.data.reduce_zero_label = True  # 0 is ignored, all others count one less.
     config.data.ignore = ()  # More labels, as they are stored, that are ignored.
-    config.data.classes = 150
-    config.data.train_examples = ADE20K
+    # Over which pixels of a picture that EXIF turns its map is drawn: shown, stored.
+    config.data.map_orientation = "shown"
+    config.data.assumed = ConfigDict(dict(train_examples=ADE20K, classes=150))
     config.init_from = ""  # Workdir or file of an encoder, or of a segmentor.
     config.model = common.segmentor(size)
     config.augment = ConfigDict()
@@ -58,7 +67,7 @@ def task(size, lr=1e-4, layer_decay=0.65):
     return config
 
 
-def camvid(config):
+def camvid(config: ConfigDict) -> None:
     """CamVid's SegNet split: 11 classes, 480 x 360. Ours, for nothing is published."""
     steps_per_epoch = 367 // config.batch
     config.total_steps = 4000
@@ -71,9 +80,8 @@ def camvid(config):
     config.data.eval_split = "val"
     config.data.reduce_zero_label = False
     config.data.ignore = (11,)
-    config.data.classes = 11
     config.data.class_list = "camvid"
-    config.data.train_examples = 367
+    config.data.assumed = ConfigDict(dict(train_examples=367, classes=11))
     config.augment.fit = config.inference.fit = (352, 480)
     config.inference.stride = (235, 235)
     config.model.image_size = (352, 352)
@@ -81,20 +89,10 @@ def camvid(config):
         config.teacher.model.image_size = (352, 352)
 
 
-def on(config, data):
-    """The recipe on a set of another name."""
-    if data not in DATA:
-        raise ValueError(
-            f"recipe argument data={data!r} is not known; known: {', '.join(DATA)}"
-        )
-    DATA[data](config)
-    return config
-
-
 DATA = {"ade20k": lambda config: None, "camvid": camvid}
 
 
-def recipe(args):
+def recipe(args: ConfigDict) -> ConfigDict:
     """Fine-tuning: the teacher (b16, l16), and students without distillation."""
     rates = dict(lr=2e-5, layer_decay=0.95) if args.model == "l16" else {}
-    return on(task(args.model, **rates), args.data or "ade20k")
+    return common.on(task(args.model, **rates), DATA, args.data or "ade20k")

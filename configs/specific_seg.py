@@ -12,12 +12,13 @@ masked autoencoder instead (MAE ms), ViT-S 44.9 %, ViT-Ti 42.0 %.
 
 from ml_collections import ConfigDict
 
-from configs import common, segmentation
+from g2sd_jax.configs import common, segmentation
 
 
-def get_config(arguments=""):
-    known = dict(student="s16", teacher="b16", loss="cwd", data="ade20k")
-    args = common.arguments(arguments, **known)
+def get_config(arguments: str = "") -> ConfigDict:
+    args = common.arguments(
+        arguments, student="s16", teacher="b16", loss="cwd", data="ade20k"
+    )
     config = segmentation.task(args.student)
     config.stage = "specific_seg"
     config.teacher = ConfigDict()
@@ -30,4 +31,11 @@ def get_config(arguments=""):
     if args.loss == "kl":
         config.distill.weight = 10.0
         config.distill.reduction = "mean"  # Over all elements (published), batch, sum.
-    return common.smoke(segmentation.on(config, args.data), args)
+    config = common.on(config, segmentation.DATA, args.data)
+    teacher = common.SMALL_TEACHER | segmentation.SMALL_HEAD
+    return common.smoke(
+        config,
+        args,
+        **segmentation.SMALL,
+        teacher=dict(model=teacher, checkpoint=common.RANDOM),
+    )

@@ -4,12 +4,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+from typing import Protocol
 
 import jax
 
-# What `Clock.read` tells: of a run's numbers, those that the machine makes.
+Outputs = Mapping[str, jax.Array]
+# The metrics of `Clock.read`: they depend on the machine, all others on the run alone.
 TIMES = frozenset(
     (
         "images_per_sec",
@@ -22,40 +24,49 @@ TIMES = frozenset(
 )
 
 
-class Clock:
-    """Measures each logging interval: how fast it was, and how fast each side could be.
+class Feed(Protocol):
+    """The part of `feed.Feed` that a clock uses."""
 
-    Steps are dispatched, not waited for, so that a host which waits for a batch may do
-    so while the device still computes. Only what is left after the device was done
-    counts as waiting: a thread notes when each step ended.
+    def __next__(self): ...
+
+    def spent(self) -> tuple[int, float]: ...
+
+
+class Clock:
+    """Measures the throughput of each logging interval, and that of either side alone.
+
+    Steps are dispatched, not waited for, so a host may wait for a batch while the
+    device still computes. Only the time after the device was done counts as waiting for
+    input: a thread notes when each step ended.
 
     Args:
         batch: examples per step, of all processes together.
-        feed: the batches, a `feed.Feed`.
-        now: seconds from anywhere, growing.
-        follow: outputs of a step -> a future of the time at which they were there.
+        feed: iterator over batches, such as a `feed.Feed`.
+        now: monotonic clock in seconds.
+        follow: outputs of a step -> a future of the time at which they were ready.
     """
 
     def __init__(
         self,
         batch: int,
-        feed,
+        feed: Feed,
         now: Callable[[], float] = time.perf_counter,
-        follow: Callable | None = None,
+        follow: Callable[[Outputs], futures.Future] | None = None,
     ):
         self._batch, self._feed, self._now = batch, feed, now
         self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix="clock")
         self._follow = follow or self._in_thread
-        self._running = []  # (batch came, future) of steps whose end is not known yet.
+        self._running = []  # (batch came, future) of steps that may not have ended.
         self._came = self._ended = now()
-        self._rates = {}  # Of either side, as last known.
+        self._rates = {}  # The last throughput of either side.
+        # Batches made and seconds of work on them; steps ended and seconds of them.
         self._made, self._took, self._ran, self._busy = 0, 0.0, 0, 0.0
         self._restart()
 
-    def _restart(self):
+    def _restart(self) -> None:
         self._began, self._waited, self._steps = self._now(), 0.0, 0
 
-    def _in_thread(self, outputs):
+    def _in_thread(self, outputs: Outputs) -> futures.Future:
         def end():
             jax.block_until_ready(outputs)
             return self._now()
@@ -63,7 +74,7 @@ class Clock:
         return self._pool.submit(end)
 
     def batches(self) -> Iterator:
-        """Those of the feed; each counts as a step once it was asked for."""
+        """Iterates over the feed, and counts a step for each batch."""
         while True:
             asked = self._now()
             try:
@@ -78,11 +89,11 @@ class Clock:
             self._steps += 1
             yield batch
 
-    def ran(self, outputs):
-        """Takes some outputs of the step that the last batch went to."""
+    def ran(self, outputs: Outputs) -> None:
+        """Notes the end of the step of the last batch, given some of its outputs."""
         self._running.append((self._came, self._follow(outputs)))
 
-    def _collect(self):
+    def _collect(self) -> None:
         # All but the newest have ended: the loop looks at each step one step late.
         while len(self._running) > 1 or (self._running and self._running[0][1].done()):
             came, end = self._running.pop(0)
@@ -92,8 +103,8 @@ class Clock:
             self._ran += 1
 
     @contextlib.contextmanager
-    def paused(self):
-        """Leaves out what is not training: evaluation, the wait for a checkpoint."""
+    def paused(self) -> Iterator[None]:
+        """Leaves out time that is not training, such as evaluation and saving."""
         began = self._now()
         try:
             yield
@@ -101,19 +112,19 @@ class Clock:
             self._began += self._now() - began
 
     def read(self) -> dict[str, float]:
-        """What the interval since the last call tells.
+        """Measures the interval since the last call.
 
         Returns:
             `images_per_sec` and `step_ms`; `input_wait`, the share of the time in which
-            the device had nothing to do but to wait for a batch; what either side alone
-            could do, `input_images_per_sec` and `compute_images_per_sec`; and
-            `input_bound`, 1 where the input is the slower of the two, else 0.
+            the device only waited for a batch; the throughput of either side alone,
+            `input_images_per_sec` and `compute_images_per_sec`; and `input_bound`, 1
+            where the input is the slower side, else 0. {} where there was no step.
         """
         self._collect()
         seconds, steps, waited = self._now() - self._began, self._steps, self._waited
         made, took = self._feed.spent()
         self._made, self._took = self._made + made, self._took + took
-        # In a short interval perhaps nothing was finished: then the next one tells.
+        # In a short interval perhaps nothing was finished: it is added to the next one.
         if self._made:
             rate = self._made * self._batch / max(self._took, 1e-9)
             self._rates["input_images_per_sec"] = rate
@@ -125,7 +136,7 @@ class Clock:
         self._restart()
         if not steps or seconds <= 0:
             return {}
-        told = {
+        measured = {
             "images_per_sec": steps * self._batch / seconds,
             "step_ms": 1000 * seconds / steps,
             "input_wait": waited / seconds,
@@ -133,8 +144,8 @@ class Clock:
         }
         if len(self._rates) == 2:
             slower = min(self._rates, key=self._rates.get)
-            told["input_bound"] = float(slower == "input_images_per_sec")
-        return told
+            measured["input_bound"] = float(slower == "input_images_per_sec")
+        return measured
 
-    def close(self):
+    def close(self) -> None:
         self._pool.shutdown(wait=False)

@@ -1,22 +1,26 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Batches made and placed ahead of the step, and what that took."""
+"""Prefetching: batches are made and placed on devices ahead of the step."""
 
 import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from g2sd_jax import core
+from ml_collections import ConfigDict
 
-OFTEN = 60.0  # Seconds after which a wait is told, and told again.
-SLICE = 0.5  # Seconds of a wait after which somebody may have asked to stop.
+from g2sd_jax import core, errors
+
+INTERVAL = 60.0  # Seconds between two lines about the same wait.
+SLICE = 0.5  # Seconds of a wait after which the run may have been asked to stop.
+Batch = TypeVar("Batch")
+T = TypeVar("T")
 
 
 class Meter:
-    """Seconds in which at least one thread was at work, as `with meter:` says."""
+    """Counts the seconds in which at least one thread was inside `with meter:`."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
@@ -34,18 +38,19 @@ class Meter:
             self._working -= 1
 
     def _count(self):
-        """Adds what passed since the last change, if anybody worked."""
+        """Adds the time since the last change, if any thread worked."""
         before, self._began = self._began, self._now()
         if self._working:
             self._seconds += self._began - before
 
     def total(self) -> float:
+        """Returns the seconds until now."""
         with self._lock:
             self._count()
             return self._seconds
 
-    def around(self, work: Callable) -> Callable:
-        """The same function, metered in whichever threads call it."""
+    def around(self, work: Callable[..., T]) -> Callable[..., T]:
+        """Wraps a function so that its calls are metered, in whichever threads."""
 
         def metered(*args, **kwargs):
             with self:
@@ -55,21 +60,25 @@ class Meter:
 
 
 class Wait(NamedTuple):
-    """How long a batch is waited for."""
+    """How long to wait for a batch, and how to report the wait."""
 
-    source: str  # as a line names it
-    limit: float  # seconds, `config.data.timeout`
-    often: float = OFTEN
+    source: str  # Name of the data source in messages.
+    limit: float  # Seconds, `config.data.timeout`.
+    interval: float = INTERVAL  # Seconds between two messages.
 
-    def get(self, ready: queue.Queue, stopped: Callable[[], bool]):
-        """What comes next; says every so often who is waited for, and gives up.
+    def get(self, ready: queue.Queue[T], stopped: Callable[[], bool]) -> T | None:
+        """Takes the next item of `ready`; prints a line about the wait every so often.
 
-        Nothing if `stopped` says so before it is there.
+        Returns:
+            The item; None if `stopped()` is true before there is one.
+
+        Raises:
+            errors.Hung: nothing came within the limit.
         """
-        began, waited, talk = time.monotonic(), 0.0, self.often
+        began, waited, next_message = time.monotonic(), 0.0, self.interval
         while True:
             try:
-                until = min(talk, self.limit)
+                until = min(next_message, self.limit)
                 return ready.get(timeout=min(SLICE, max(0.0, until - waited)))
             except queue.Empty:
                 waited = time.monotonic() - began
@@ -77,58 +86,63 @@ class Wait(NamedTuple):
                 return None
             if waited < until:
                 continue
-            told = f"{self.source} has given no batch for {waited:.0f} s"
+            status = f"{self.source} has given no batch for {waited:.0f} s"
             if waited >= self.limit:
-                raise core.Hung(
-                    f"{told}: config.data.timeout={self.limit:.0f}. Look whether what "
-                    "it reads can be reached; the same command goes on from the last "
-                    "checkpoint. If it is only slow, raise config.data.timeout."
+                raise errors.Hung(
+                    f"{status}: config.data.timeout={self.limit:.0f}. Look whether "
+                    "what it reads can be reached; the same command goes on from the "
+                    "last checkpoint. If it is only slow, raise config.data.timeout."
                 )
             # By whichever process waits: the others do not know.
-            print(f"{told}; the run ends after {self.limit:.0f} s", flush=True)
-            talk = waited + self.often
+            print(f"{status}; the run ends after {self.limit:.0f} s", flush=True)
+            next_message = waited + self.interval
 
 
-def wait_of(config) -> Wait:
-    """How long a run waits for its own data."""
+def wait_from_config(config: ConfigDict) -> Wait:
+    """Builds the `Wait` of a run for its data, from `config.data`."""
     data = config.data
     where = f" (config.data.path={data.path!r})" if data.path else ""
     source = f"config.data.source={data.source!r}{where}"
     return Wait(source, config.data.timeout)
 
 
-def first(batches: Iterator, wait: Wait):
-    """The first of `batches` alone, waited for no longer than a `Feed` would."""
-    few = itertools.islice(batches, 1)
-    alone = Feed(few, core.identity, 1, Meter(), wait)
+def first(batches: Iterator[Batch], wait: Wait) -> Batch:
+    """Returns the first batch alone, and waits for it no longer than a `Feed` would."""
+    feed = Feed(
+        itertools.islice(batches, 1),
+        place=core.identity,
+        ahead=1,
+        meter=Meter(),
+        wait=wait,
+    )
     try:
-        return next(alone)
+        return next(feed)
     finally:
-        alone.close(seconds=1.0)
+        feed.close(seconds=1.0)
 
 
 class Feed:
-    """Makes and places batches in a thread of its own, a bounded number ahead.
+    """Iterates over batches that a background thread makes and places ahead of time.
 
-    So reading and the copy to the device overlap the step; the order is that of the
-    batches. What goes wrong in the thread is raised where the batch is asked for.
+    Reading and the copy to the device thus overlap the step; the order is that of
+    `batches`. An error in the thread is raised where the batch is asked for.
 
     Args:
-        batches: of one process. What they handed over must not be written to again: on
-            CPUs the placed batch is the same memory.
+        batches: host batches of this process. A batch must not be written to after it
+            was yielded: on CPUs the placed batch is the same memory.
         place: host batch -> placed batch, such as `parallel.to_global`.
-        ahead: how many placed batches may wait.
+        ahead: number of placed batches that may wait.
         meter: runs while a batch is made and placed. Work that `batches` does ahead, in
             threads of its own, has to be metered too, or a batch seems to take no time.
-        wait: how long a batch is waited for.
-        stopped: () -> whether nobody wants the batch that is waited for any more: then
-            the batches end.
+        wait: how long to wait for a batch.
+        stopped: whether the run was asked to stop. Where it is true while a batch is
+            waited for, the iteration ends.
     """
 
     def __init__(
         self,
-        batches: Iterator,
-        place: Callable,
+        batches: Iterator[Batch],
+        place: Callable[[Batch], Batch],
         ahead: int,
         meter: Meter,
         wait: Wait,
@@ -139,7 +153,8 @@ class Feed:
         self._ready = queue.Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
-        self._made = self._told = (0, 0.0)  # Batches, and the meter when they were.
+        # Batches made, and the meter at that moment: up to now, and when last reported.
+        self._made = self._reported = (0, 0.0)
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
 
@@ -161,27 +176,27 @@ class Feed:
         self._room.acquire()
         return not self._closed.is_set()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self):
-        came = self._wait.get(self._ready, self._stopped)
-        if came is None:
+    def __next__(self) -> Batch:
+        item = self._wait.get(self._ready, self._stopped)
+        if item is None:
             raise StopIteration
-        batch, error = came
+        batch, error = item
         if error:
-            self._ready.put((None, error))  # Asked again, it is still so.
+            self._ready.put((None, error))  # The next call raises it again.
             raise error
         self._room.release()
         return batch
 
     def spent(self) -> tuple[int, float]:
-        """Batches made since this was asked last, and seconds of work until then."""
-        before, self._told = self._told, self._made
-        return self._told[0] - before[0], self._told[1] - before[1]
+        """Returns (batches made, seconds of work on them) since the last call."""
+        (batches, seconds), self._reported = self._reported, self._made
+        return self._reported[0] - batches, self._reported[1] - seconds
 
-    def close(self, seconds: float = 10.0):
-        """Ends the thread after the batch it is at; a source that hangs is left."""
+    def close(self, seconds: float = 10.0) -> None:
+        """Ends the thread after its current batch, or abandons it after `seconds`."""
         self._closed.set()
         self._room.release()
         self._thread.join(seconds)

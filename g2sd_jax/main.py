@@ -6,11 +6,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from g2sd_jax import cli, cluster, recipes
+from g2sd_jax import command, recipes
+from g2sd_jax.hosts import cluster
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser("train")
+    """Runs `g2sd train`."""
+    parser = command.Parser("train")
     cluster.arguments(parser)
     parser.add_argument(
         "--workdir", required=True, help="folder of the run; a run in it is resumed"
@@ -18,12 +20,13 @@ def main(argv: Sequence[str]) -> int:
     args = recipes.parse(parser, argv)
     if "steps" in args.config and "stage" not in args.config:
         raise ValueError("this recipe is a chain of stages; run it with g2sd chain.")
-    # Only now: a mistake on the command line is told before the models are imported.
-    train = importlib.import_module("g2sd_jax.train")
+    # Only now: a mistake on the command line is reported before models are imported.
+    loop = importlib.import_module("g2sd_jax.loop")
     with cluster.joined(args):
-        train.run(args.config, args.workdir)
+        loop.run(args.config, args.workdir)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(["train", *sys.argv[1:]]))
+    argv = sys.argv[1:]
+    sys.exit(command.guarded(lambda: main(argv), debug="--debug" in argv))

@@ -1,14 +1,15 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a step that was not finite, so that it can be run again.
+"""Replay files: a step with a loss or gradient that is not finite, to be run again.
 
-`WORKDIR/replay/step_N.npz` holds its batch, its key, and in words its recipe. Where the
+`WORKDIR/replay/step_N.npz` holds its batch, its key, and its recipe as JSON. Where the
 run stops, `WORKDIR/replay/step_N/` holds the state before it as a checkpoint; where it
-goes on, that state is made again from the run's own checkpoints.
+goes on, that state is recomputed from the run's own checkpoints.
 """
 
 import io
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,51 +17,72 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from g2sd_jax import checkpoint, parallel, workdir
+from g2sd_jax import checkpoint, core, parallel, workdir
 
-FOLDER = "replay"
-KEEP = 3  # Files of a run that skips; a batch of pictures is large.
+FOLDER = "replay"  # Of a workdir.
+KEEP = 3  # Files of a run that skips bad steps; a batch of pictures is large.
 
 
 class Replay(NamedTuple):
     """One step, as read from its file."""
 
     step: int  # Counted from 1, as in the log.
-    batch: dict  # Of numpy arrays, the rows of all hosts.
+    batch: dict[str, np.ndarray]  # The rows of all hosts.
     key: jax.Array  # The root that the step's own key is folded from.
     config: dict
-    told: dict  # What the step told when it was made.
-    workdir: str  # Where it was made.
-    processes: int  # That made it; the order of some data depends on their number.
+    metrics: dict[str, float]  # Of the step, when the run made it.
+    workdir: str  # Of that run.
+    processes: int  # Of that run; the order of some data depends on their number.
 
 
-def going(mesh) -> jax.Array:
-    """The `going` of a first step, placed."""
+def going(mesh: Mesh) -> jax.Array:
+    """Returns True on every device: the argument `going` of the first step."""
     make = jax.jit(lambda: np.bool_(True), out_shardings=parallel.replicated(mesh))
     return make()
 
 
 class Keeper:
-    """Holds what the last two steps were made from, for one is told late.
+    """Keeps the batches of the last two steps, as a bad step is noticed one step late.
 
-    That costs one batch beyond the one at work, and no copy of the state: a run that
+    That costs one batch beyond the one in use, and no copy of the state: a run that
     stops applies nothing after its bad step (`going` of `step.train_step`).
+
+    Args:
+        path: the workdir.
+        config: the recipe of the run.
+        key: root of the keys of all steps.
+        describe: description that goes into the checkpoint of the state.
     """
 
-    def __init__(self, path: str, config, key: jax.Array, describe: Mapping):
+    def __init__(
+        self, path: str, config: ConfigDict, key: jax.Array, describe: Mapping
+    ):
         self._workdir, self._config = workdir.absolute(path), config
         self._key, self._describe = key, describe
         self._batches, self._state = {}, None
 
-    def hold(self, step: int, batch: Mapping, state) -> None:
-        """Called when `step` was dispatched; `state` is what it leaves."""
+    def hold(
+        self, step: int, batch: Mapping[str, jax.Array], state: core.TrainState
+    ) -> None:
+        """Takes the batch of `step`, once it was dispatched, and the state after it."""
         self._batches[step] = batch
         self._batches.pop(step - 2, None)
         self._state = state
 
-    def write(self, step: int, told: Mapping, stopping: bool) -> str:
-        """Keeps `step`, on every process at once; returns the file's name."""
+    def write(self, step: int, metrics: Mapping[str, float], stopping: bool) -> str:
+        """Writes the replay file of `step`; to be called on every process.
+
+        Args:
+            step: one of the last two.
+            metrics: of that step.
+            stopping: whether the run ends here; the state is then saved as well.
+
+        Returns:
+            The path of the file.
+        """
         path = epath.Path(self._workdir) / FOLDER / f"step_{step}.npz"
         with jax.transfer_guard("allow"):
             batch = self._batches[step]
@@ -68,28 +90,34 @@ class Keeper:
                 batch = multihost_utils.process_allgather(batch, tiled=True)
             batch = {f"batch/{name}": np.asarray(x) for name, x in batch.items()}
             if jax.process_index() == 0:
-                self._write(path, step, batch, told)
+                self._write_file(path, step, batch, metrics)
             if stopping:
-                before = self._state.replace(
+                state_before = self._state.replace(
                     step=jax.device_put(np.int32(step - 1), self._state.step.sharding)
                 )
-                beside = path.with_suffix("")
-                if jax.process_index() == 0 and beside.exists():
-                    beside.rmtree()  # The same step of an earlier attempt.
-                saved = checkpoint.Manager(str(beside), keep=1)
-                saved.save(step - 1, before, self._describe)
-                saved.close()
+                folder = path.with_suffix("")
+                if jax.process_index() == 0 and folder.exists():
+                    folder.rmtree()  # The same step of an earlier attempt.
+                manager = checkpoint.Manager(str(folder), keep=1)
+                manager.save(step - 1, state_before, self._describe)
+                manager.close()
         return str(path)
 
-    def _write(self, path, step, batch, told):
+    def _write_file(
+        self,
+        path: epath.Path,
+        step: int,
+        batch: Mapping[str, np.ndarray],
+        metrics: Mapping[str, float],
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        older = sorted(path.parent.glob("step_*.npz"), key=number_of)
+        older = sorted(workdir.Folder(path.parent).glob("step_*.npz"), key=step_number)
         for file in [file for file in older if file != path][: 1 - KEEP]:
             file.unlink()
         about = dict(
             step=step,
-            told={name: float(value) for name, value in told.items()},
-            config=workdir.plain(self._config),
+            told={name: float(value) for name, value in metrics.items()},
+            config=workdir.to_json_dict(self._config),
             workdir=self._workdir,
             processes=jax.process_count(),
             versions=workdir.versions(),
@@ -100,15 +128,16 @@ class Keeper:
         workdir.write_bytes(path, packed.getvalue())
 
 
-def number_of(path) -> int:
+def step_number(path: pathlib.PurePath) -> int:
+    """Returns N of a path such as `replay/step_N.npz`."""
     return int(path.stem.removeprefix("step_"))
 
 
 def read(path: str) -> Replay:
-    """A file of `Keeper.write`.
+    """Reads a file that `Keeper.write` has written.
 
     Raises:
-        ValueError: it is not there, or not such a file.
+        ValueError: there is no such file, or it is no replay file.
     """
     path = epath.Path(path)
     if not path.is_file():
@@ -125,8 +154,8 @@ def read(path: str) -> Replay:
                 for name in arrays.files
                 if name.startswith("batch/")
             }
-            known = ("step", "config", "told", "workdir")
-            kept = {name: about[name] for name in known}
+            fields = {name: about[name] for name in ("step", "config", "workdir")}
+            metrics = about["told"]
     except Exception as error:  # A zip can be damaged in many ways.
         raise ValueError(
             f"{path} is not a replay file of this project: {error}"
@@ -137,10 +166,20 @@ def read(path: str) -> Replay:
             "which the order of some data depends; start its run again with the same "
             "command: where it meets the step once more, it writes the file anew."
         )
-    return Replay(batch=batch, key=key, processes=about["processes"], **kept)
+    return Replay(
+        batch=batch,
+        key=key,
+        metrics=metrics,
+        processes=about["processes"],
+        **fields,
+    )
 
 
 def state_of(path: str) -> str | None:
-    """The workdir-like folder with the state before the step, if it was kept."""
-    beside = epath.Path(path).with_suffix("")
-    return str(beside) if (beside / checkpoint.FOLDER).is_dir() else None
+    """Finds the folder that holds the state before the step of a replay file.
+
+    Returns:
+        A folder that `checkpoint.Manager` reads; None for a run that went on.
+    """
+    folder = epath.Path(path).with_suffix("")
+    return str(folder) if (folder / checkpoint.FOLDER).is_dir() else None

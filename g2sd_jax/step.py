@@ -2,20 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: as a pure function, and compiled onto a mesh."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from g2sd_jax import core, optim, parallel
 from g2sd_jax.weights import torch_names
 
+T = TypeVar("T")
+
 
 class Program(NamedTuple):
-    """A recipe on a mesh: what training, measuring and planning have in common."""
+    """A recipe on a mesh, as training, measuring and planning run it."""
 
     state: core.TrainState  # of `ShapeDtypeStruct`s that say where each leaf lives
     keys: Callable  # () -> {"init": key, "step": key}, placed
@@ -24,23 +27,21 @@ class Program(NamedTuple):
     step: Callable  # (state, frozen, batch, key[, going]) -> (state, metrics), jitted
 
 
-def build(config, stage: core.Stage, mesh, example) -> Program:
+def build(config: ConfigDict, stage: core.Stage, mesh: jax.sharding.Mesh) -> Program:
     """Lays the stage's state out over the mesh; compiles nothing yet.
 
     Args:
         config: the recipe.
         stage: of `stages.build(config)`.
         mesh: of `parallel.make_mesh`.
-        example: a batch, or the shapes of one.
     """
-    shapes = jax.eval_shape(stage.init, jax.random.key(0), example)
-    refuse_accumulation(config, shapes)
-    rate = optim.learning_rate(config.optim, *count(config))
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    check_accumulation(config, stage, shapes)
+    rate = optim.learning_rate(config.optim, *count_steps(config))
     tx = optim.build(config.optim, torch_names.names(shapes["params"]), rate)
     create = lambda variables: new_state(variables, tx)
     state = jax.eval_shape(create, shapes)
     where, homes = parallel.shardings(state, mesh), parallel.shardings(shapes, mesh)
-    init = jax.jit(stage.init, out_shardings=homes)
     born = jax.jit(create, out_shardings=where)
 
     def keys():
@@ -48,34 +49,26 @@ def build(config, stage: core.Stage, mesh, example) -> Program:
         return jax.jit(make, out_shardings=parallel.replicated(mesh))()
 
     return Program(
-        state=jax.tree.map(parallel.placed_shape, state, where),
+        state=jax.tree.map(parallel.with_sharding, state, where),
         keys=keys,
-        init=lambda key: init(key, example),
+        init=jax.jit(stage.init, out_shardings=homes),
         start=lambda variables: born(parallel.place(variables, homes)),
         step=jax.jit(
             train_step(stage, tx, rate, config.accumulate, mesh),
             donate_argnums=0,
-            # What is told goes into the next step as well, so it has its place.
+            # The metrics go into the next step as well, so they have their place.
             out_shardings=(where, parallel.replicated(mesh)),
         ),
     )
 
 
-def count(config) -> tuple[int, int]:
+def count_steps(config: ConfigDict) -> tuple[int, int]:
     """Steps per epoch and in all; refuses an epoch shorter than one batch."""
-    for key in (
-        "log_every",
-        "eval_epochs",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "data.prefetch",
-        "data.timeout",
-    ):
-        value = core.flatten(config.to_dict())[key]
-        if value <= 0:
-            raise ValueError(f"config.{key}={value} must be positive.")
-    if config.seed < 0:
-        raise ValueError(f"config.seed={config.seed} must not be negative.")
+    if config.data.train_examples is None:
+        raise ValueError(
+            "config.data.train_examples=None: how many examples an epoch has is not "
+            "known without the data; set it."
+        )
     per_epoch = config.data.train_examples // config.batch
     if not per_epoch:
         raise ValueError(
@@ -94,19 +87,41 @@ def count(config) -> tuple[int, int]:
     return per_epoch, total
 
 
-def refuse_accumulation(config, shapes) -> None:
-    """Batch statistics of a micro-batch are not those of the batch."""
-    kept = sorted(key for key in shapes if key != "params")
-    if config.accumulate > 1 and kept:
+def check_accumulation(config: ConfigDict, stage: core.Stage, shapes: Mapping) -> None:
+    """Refuses micro-batches whose mean gradient is not that of the batch.
+
+    Args:
+        config: the recipe.
+        stage: whose loss is divided; `stage.indivisible` may say that it can not be.
+        shapes: of `stage.init`. Batch statistics of a part are not those of the batch.
+    """
+    part = config.batch // config.accumulate
+    if part % stage.group:
         raise ValueError(
-            f"config.accumulate={config.accumulate}: stage {config.stage} keeps "
-            f"{', '.join(kept)} of the whole batch, which micro-batches would change; "
-            "use config.accumulate=1 on more devices, or config.remat=full."
+            f"config.batch={config.batch} in config.accumulate={config.accumulate} "
+            f"parts of {part}: the loss is normalised in groups of {stage.group} "
+            "neighbouring pictures (config.loss.group), which must divide each part."
+        )
+    if config.accumulate <= 1:
+        return
+    statistics = sorted(key for key in shapes if key != "params")
+    because = stage.indivisible
+    if because is None and statistics:
+        because = (
+            f"stage {config.stage} keeps {', '.join(statistics)} of the whole batch, "
+            "which micro-batches would change"
+        )
+    if because is not None:
+        raise ValueError(
+            f"config.accumulate={config.accumulate}: {because}; use "
+            "config.accumulate=1 on more devices, or config.remat=full."
         )
 
 
-def new_state(variables: dict, tx) -> core.TrainState:
-    """Step 0 of `variables`."""
+def new_state(
+    variables: Mapping, tx: optax.GradientTransformationExtraArgs
+) -> core.TrainState:
+    """The training state before the first step."""
     model_state = {key: value for key, value in variables.items() if key != "params"}
     return core.TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -117,14 +132,25 @@ def new_state(variables: dict, tx) -> core.TrainState:
 
 
 def train_step(
-    stage: core.Stage, tx, rate: Callable, parts: int, mesh=None
+    stage: core.Stage,
+    tx: optax.GradientTransformationExtraArgs,
+    rate: Callable[[jax.Array], jax.Array],
+    parts: int,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
-    """(state, frozen, batch, root, going) -> (state, metrics), to be jitted.
+    """Makes `(state, frozen, batch, root, going) -> (state, metrics)`, to be jitted.
 
     The order is part of the contract: draws for the whole batch, then micro-batches,
     their mean gradient, clipping, the update; a step that is not finite changes nothing
     but `step`. `going` is the `finite` of the step before, where a run is to stop at
     the first that is not: the one already under way then changes nothing at all.
+
+    Args:
+        stage: whose loss is minimised.
+        tx: the optimiser; its `update` takes `step`.
+        rate: step -> learning rate, to log it.
+        parts: number of micro-batches.
+        mesh: over whose fsdp axis parameters are gathered once a step; None: no axis.
     """
 
     gradient = jax.value_and_grad(stage.loss, has_aux=True)
@@ -132,40 +158,67 @@ def train_step(
     def step(state, frozen, batch, root, going=None):
         draws = stage.draw(jax.random.fold_in(root, state.step), batch)
         # Once a step, not once a micro-batch; the gradient goes back the same way.
-        whole, frozen = parallel.gathered((state.params, frozen), mesh)
+        gathered, frozen = parallel.gather_over_fsdp((state.params, frozen), mesh)
 
         def part(batch, draws):
-            given = state.model_state, frozen, batch, draws, state.step
-            (_, aux), grads = gradient(whole, *given)
+            (_, aux), grads = gradient(
+                gathered, state.model_state, frozen, batch, draws, state.step
+            )
             return aux, grads
 
-        (model_state, told), grads = mean_over(part, batch, draws, parts)
-        grads = parallel.scattered(grads, mesh)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(told["loss"]) & jnp.isfinite(norm)
-        finite = finite if going is None else finite & going
-        updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, step=state.step
+        (model_state, metrics), grads = mean_over(
+            part, batch, draws, parts, stage.group
         )
-        params = optax.apply_updates(state.params, updates)
-        kept = lambda new, old: jnp.where(finite, new, old)
-        new = (params, model_state, opt_state)
-        old = (state.params, state.model_state, state.opt_state)
-        count = state.step + (1 if going is None else going.astype(jnp.int32))
-        state = core.TrainState(count, *jax.tree.map(kept, new, old))
-        told |= {"grad_norm": norm, "lr": rate(state.step - 1), "finite": finite}
-        return state, told
+        grads = parallel.scatter_over_fsdp(grads, mesh)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        finite = finite if going is None else finite & going
+        with jax.named_scope("optimiser"):
+            updates, opt_state = tx.update(
+                grads, state.opt_state, state.params, step=state.step
+            )
+            params = optax.apply_updates(state.params, updates)
+        new = params, model_state, opt_state
+        old = state.params, state.model_state, state.opt_state
+        params, model_state, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), new, old
+        )
+        state = core.TrainState(
+            step=state.step + (1 if going is None else going.astype(jnp.int32)),
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+        )
+        metrics |= {"grad_norm": norm, "lr": rate(state.step - 1), "finite": finite}
+        return state, metrics
 
     return step
 
 
-def mean_over(part: Callable, batch, draws, parts: int):
-    """The mean of `part(batch, draws)` over micro-batches, one after the other."""
+def mean_over(
+    part: Callable[[Mapping, Mapping], T],
+    batch: Mapping,
+    draws: Mapping,
+    parts: int,
+    group: int = 1,
+) -> T:
+    """The mean of `part(batch, draws)` over micro-batches, one after the other.
+
+    Args:
+        part: batch, draws -> a tree of arrays.
+        batch: arrays [B, ...] by name.
+        draws: arrays [B, ...], which are divided with the batch, or scalars, which
+            every micro-batch gets.
+        parts: number of micro-batches; divides B.
+        group: neighbouring rows that stay together; divides B / parts.
+    """
     if parts == 1:
         return part(batch, draws)
     shared = {key: value for key, value in draws.items() if not value.ndim}
-    each = {key: value for key, value in draws.items() if value.ndim}
-    split = jax.tree.map(lambda array: split_batch(array, parts), (batch, each))
+    by_row = {key: value for key, value in draws.items() if value.ndim}
+    split = jax.tree.map(
+        lambda array: split_batch(array, parts, group), (batch, by_row)
+    )
 
     def one(micro):
         return part(micro[0], {**micro[1], **shared})
@@ -181,17 +234,23 @@ def mean_over(part: Callable, batch, draws, parts: int):
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def split_batch(array, parts: int):
+def split_batch(array: jax.Array, parts: int, group: int = 1) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...], without moving rows between devices.
+
+    Groups of more than one row go to the parts by turns, each undivided; where a device
+    has fewer groups than there are parts, rows do move. Other rows may be mixed.
 
     Mixing pairs row r with row B - 1 - r. Each micro-batch is closed under that, in an
     order in which the reversed micro-batch holds the same partners; so mixing after the
     split equals mixing before it.
     """
-    count = len(array)
+    count, *shape = array.shape
+    if group > 1:
+        rows = array.reshape(count // (parts * group), parts, group, *shape)
+        return rows.swapaxes(0, 1).reshape(parts, count // parts, *shape)
     if count % (2 * parts):  # Nothing can be mixed in an odd micro-batch anyway.
-        return array.reshape(count // parts, parts, *array.shape[1:]).swapaxes(0, 1)
+        return array.reshape(count // parts, parts, *shape).swapaxes(0, 1)
     columns = [[part, 2 * parts - 1 - part] for part in range(parts)]
-    rows = array.reshape(count // (2 * parts), 2 * parts, *array.shape[1:])
+    rows = array.reshape(count // (2 * parts), 2 * parts, *shape)
     rows = rows[:, np.array(columns)].swapaxes(0, 1)  # [parts, B / 2 parts, 2, ...]
-    return rows.reshape(parts, count // parts, *array.shape[1:])
+    return rows.reshape(parts, count // parts, *shape)

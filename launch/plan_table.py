@@ -3,7 +3,7 @@
 """The tables of docs/plan.md: python launch/plan_table.py FOLDER [WORD …]
 
 Plans every row that FOLDER does not hold yet, one after the other, each in a process of
-its own, and prints the tables of all it holds. Words choose rows: v6e, h14, fsdp.
+its own, and prints the tables of all rows in it. Words choose rows: v6e, h14, fsdp.
 """
 
 import json
@@ -23,6 +23,7 @@ RECIPES = {  # recipe: GFLOP per image of the method, section 14
 TOPOLOGIES = ("v5e:8x8", "v5e:4x4", "v4:2x2x4", "v6e:4x4")
 SMALL, HUGE = "generic_distill:student=s16", "pretrain:model=h14"
 DENSE = ("finetune:task=segmentation,model=b16", "specific_seg:student=s16")
+POD, BETWEEN = 256, 6.4e12 / 8  # Chips of a v5e pod; bytes/s out of it, to others.
 OTHERS = (  # recipe, topology, changes
     (HUGE, "v5e:8x8", "remat=full"),
     (HUGE, "v5e:8x8", "accumulate=4"),
@@ -34,6 +35,7 @@ OTHERS = (  # recipe, topology, changes
 
 
 def main(folder: str, *words: str) -> int:
+    """Plans the missing rows, and prints the tables."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(recipe, topology, "") for topology in TOPOLOGIES for recipe in RECIPES]
@@ -41,10 +43,10 @@ def main(folder: str, *words: str) -> int:
         if not all(word in f"{recipe} {topology} {changes}" for word in words):
             continue
         planned = plan(folder, recipe, topology, changes)
-        # The published batch on few chips: as many micro-batches as it takes.
+        # The published batch on a small slice: as many micro-batches as it takes.
         parts = 1
         while planned and not planned["memory"]["fits"] and not changes and parts < 16:
-            parts = max(2 * parts, wanted(planned["memory"]))
+            parts = max(2 * parts, micro_batches(planned["memory"]))
             planned = plan(folder, recipe, topology, f"accumulate={parts}")
     print(table(folder))
     for path in sorted(folder.glob("v5e_8x8_*.json")):
@@ -54,8 +56,8 @@ def main(folder: str, *words: str) -> int:
     return 0
 
 
-def wanted(memory: dict) -> int:
-    """The power of two of micro-batches that the total promises to fit with."""
+def micro_batches(memory: dict) -> int:
+    """Returns the power of two of micro-batches with which the total should fit."""
     parts = 1
     while memory["total"] > parts * memory["limit"]:
         parts *= 2
@@ -63,7 +65,7 @@ def wanted(memory: dict) -> int:
 
 
 def plan(folder: pathlib.Path, recipe: str, topology: str, changes: str) -> dict:
-    """The figures of one row, planned unless they are there; {} where it failed."""
+    """Returns the figures of a row, planned unless they are there; {} on failure."""
     name = re.sub(r"\W+", "_", f"{topology} {recipe} {changes}").strip("_")
     out = folder / f"{name}.json"
     if not out.exists():
@@ -73,14 +75,14 @@ def plan(folder: pathlib.Path, recipe: str, topology: str, changes: str) -> dict
             command += ["--config.data.source=folder"]
         command += [f"--config.{change}" for change in changes.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        told = done.stdout if out.exists() else done.stderr
-        (folder / f"{name}.log").write_text(told)
-        print(recipe, topology, changes, told.strip().splitlines()[-1], flush=True)
+        text = done.stdout if out.exists() else done.stderr
+        (folder / f"{name}.log").write_text(text)
+        print(recipe, topology, changes, text.strip().splitlines()[-1], flush=True)
     return json.loads(out.read_text()) if out.exists() else {}
 
 
 def table(folder: pathlib.Path) -> str:
-    """Markdown of all that was planned."""
+    """Returns a Markdown table of all planned rows."""
     columns = [
         *("recipe", "slice", "mesh", "images x parts", "remat", "kept GB"),
         *("activations GB", "all GB", "fits", "GFLOP asked", "compiled", "method"),
@@ -94,7 +96,8 @@ def table(folder: pathlib.Path) -> str:
 
 
 def row(figures: dict) -> str:
-    memory, held = figures["memory"], figures["memory"]["bytes_per_device"]
+    """Returns the Markdown row of one plan."""
+    memory, size_of = figures["memory"], figures["memory"]["bytes_per_device"]
     count, mesh = figures["flops_per_image"], figures["mesh"]
     gb = lambda size: f"{size / 1e9:.2f}"
     cells = [
@@ -103,8 +106,8 @@ def row(figures: dict) -> str:
         f"{mesh['data']} x {mesh['fsdp']}",
         f"{figures['batch_per_device']} x {figures['accumulate']}",
         figures["remat"],
-        gb(sum(held[name] for name in ("parameters", "optimiser", "teacher"))),
-        gb(held["activations"]),
+        gb(sum(size_of[name] for name in ("parameters", "optimiser", "teacher"))),
+        gb(size_of["activations"]),
         f"{gb(memory['total'])} of {gb(memory['limit'])}",
         "yes" if memory["fits"] else "no",
         f"{count['asked'] / 1e9:.2f}",
@@ -126,13 +129,10 @@ def row(figures: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-POD, BETWEEN = 256, 6.4e12 / 8  # Chips of a v5e pod; bytes/s out of one, to others.
-
-
 def scaling(figures: dict) -> str:
-    """Markdown: the same step on 8 to 1,024 chips of v5e, reckoned from this plan.
+    """Returns Markdown: the step of a plan, scaled to 8 to 1,024 chips of v5e.
 
-    Weak: each chip keeps its images. Strong: the batch is the recipe's, shared out.
+    Weak scaling: the images per chip stay. Strong scaling: the recipe's batch is split.
     """
     lines = ["| chips | weak: images/s | all-reduce ms | strong: images/s | step ms |"]
     lines.append("|---" * 5 + "|")

@@ -13,6 +13,7 @@ import collections
 import itertools
 import json
 import math
+import os
 import pathlib
 import re
 import runpy
@@ -21,16 +22,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from matplotlib import figure
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AGAIN = 75  # Exit status of a run that was asked to stop, and saved.
-RESTARTS = 100  # Of one run, before it counts as failed.
+MOST_RESTARTS = 100  # Of one run, before it counts as failed.
 FIELDS = ("RECIPE", "METRIC", "BEST", "SHARED", "get_sweep")
 
 
-def main(argv) -> int:
+def main(argv: Sequence[str]) -> int:
+    """Runs, compares or writes out a sweep; returns the exit status."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add = parser.add_argument
     add("--sweep", required=True, help="a file such as configs/sweeps/digits_lr.py")
@@ -40,6 +45,9 @@ def main(argv) -> int:
     add("--emit", choices=("slurm", "pods"), help="write the commands, and run none")
     add("--pod", default="", help="for --emit=pods: options of tpu_pod.sh, as one text")
     args = parser.parse_args(argv)
+    args.sweep = os.path.expanduser(args.sweep)
+    if not args.emit:  # Elsewhere `~` is another folder; g2sd expands it there.
+        args.workdir = os.path.expanduser(args.workdir)
     signal.signal(signal.SIGTERM, leave)
     try:
         sweep = load(args.sweep)
@@ -65,12 +73,20 @@ def main(argv) -> int:
     return 1 if failed else 0
 
 
-def load(path: str) -> dict:
-    """The names a sweep file defines."""
+def load(path: str) -> dict[str, Any]:
+    """Runs a sweep file and returns the names it defines."""
     if not pathlib.Path(path).is_file():
         raise ValueError(f"--sweep={path!r} is not a file.")
-    sys.path.insert(0, str(ROOT))  # It may import `configs`.
-    sweep = runpy.run_path(path)
+    sys.path.append(str(ROOT))  # For g2sd_jax.configs, if nothing is installed.
+    try:
+        sweep = runpy.run_path(path)
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "configs":  # Our name once.
+            raise
+        raise ValueError(
+            f"--sweep={path!r}: {error}; the shipped recipes are imported "
+            "`from g2sd_jax.configs`."
+        ) from error
     missing = [name for name in FIELDS if name not in sweep]
     if missing:
         raise ValueError(
@@ -83,46 +99,56 @@ def load(path: str) -> dict:
 
 
 def changes_of(sweep: dict) -> list[dict]:
-    """One dict of overrides per run, from a list of them or from a grid."""
-    said = sweep["get_sweep"]()
-    if isinstance(said, dict):
+    """Returns one dict of overrides per run, from a list of them or from a grid."""
+    grid = sweep["get_sweep"]()
+    if isinstance(grid, dict):
         return [
-            dict(zip(said, values, strict=True))
-            for values in itertools.product(*said.values())
+            dict(zip(grid, values, strict=True))
+            for values in itertools.product(*grid.values())
         ]
-    return list(said)
+    return list(grid)
 
 
 def commands(sweep: dict, workdir: str) -> dict[str, list[str]]:
-    """{name of the run: its arguments of `g2sd`}."""
+    """Returns {name of a run: its arguments of `g2sd`}."""
     runs = {}
     for changes in changes_of(sweep):
         words = [f"{key.rpartition('.')[2]}={value}" for key, value in changes.items()]
         name = re.sub(r"[^\w.=+-]+", "_", "_".join(words)) or "only"
         if name in runs:
             raise ValueError(f"two runs of the sweep would both be called {name!r}.")
-        given = {**flat(sweep["SHARED"]), **flat(changes)}
+        overrides = {**flat(sweep["SHARED"]), **flat(changes)}
         runs[name] = ["train", f"--config={sweep['RECIPE']}"]
         # Joined as text: pathlib would make one slash of the two in gs://.
         runs[name] += [f"--workdir={workdir.rstrip('/')}/{name}"]
-        runs[name] += [f"--config.{key}={value}" for key, value in given.items()]
+        runs[name] += [f"--config.{key}={value}" for key, value in overrides.items()]
     if not runs:
         raise ValueError("the sweep has no runs.")
     return runs
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
-    found = {}
+    """Flattens nested overrides into `{"a.b": value}`."""
+    leaves = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            leaves[prefix + key] = value
+    return leaves
 
 
-def local(runs: dict, workdir: str, at_once: int) -> list[str]:
-    """Runs what is not DONE, so many at once; the names of those that failed."""
+def local(runs: dict[str, list[str]], workdir: str, at_once: int) -> list[str]:
+    """Runs those that are not DONE on this machine.
+
+    Args:
+        runs: of `commands`.
+        workdir: folder of all of them.
+        at_once: number of runs side by side.
+
+    Returns:
+        The names of the runs that failed.
+    """
     folder = pathlib.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     waiting = collections.deque(n for n in runs if not (folder / n / "DONE").exists())
@@ -144,9 +170,9 @@ def local(runs: dict, workdir: str, at_once: int) -> list[str]:
                 if process.poll() is None:
                     continue
                 del running[name]
-                if process.returncode == AGAIN and restarts[name] < RESTARTS:
-                    # At once the first time, then a second more each: whatever ends
-                    # it may need a while to pass.
+                if process.returncode == AGAIN and restarts[name] < MOST_RESTARTS:
+                    # At once the first time, then a second later each time: the cause
+                    # may need a while to pass.
                     rest_until[name] = time.time() + min(60, restarts[name])
                     restarts[name] += 1
                     waiting.append(name)
@@ -160,13 +186,13 @@ def local(runs: dict, workdir: str, at_once: int) -> list[str]:
     return failed
 
 
-def leave(signum, frame):
-    """Told to stop, as by Slurm: `local` ends its runs on the way out."""
+def leave(signum: int, frame: types.FrameType | None) -> NoReturn:
+    """Handles SIGTERM, such as Slurm's: `local` ends its runs on the way out."""
     sys.exit(AGAIN)
 
 
-def emit(args, runs: dict) -> str:
-    """Writes one command per run for Slurm or for pods, and says how to start them."""
+def emit(args: argparse.Namespace, runs: dict[str, list[str]]) -> str:
+    """Writes one command per run for Slurm or pods; returns how to start them."""
     # Of a bucket's runs the commands lie here.
     folder = pathlib.Path("." if "://" in args.workdir else args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,11 +219,11 @@ def emit(args, runs: dict) -> str:
 
 
 def dns(name: str) -> str:
-    """A name that Google's resources may have."""
+    """Makes a name that Google Cloud accepts for resources."""
     return "g2sd-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50]
 
 
-def report(sweep: dict, runs: dict, workdir: str) -> str:
+def report(sweep: dict, runs: dict[str, list[str]], workdir: str) -> str:
     """Writes sweep.md and sweep.png; returns the table and the best run."""
     folder, metric = pathlib.Path(workdir), sweep["METRIC"]
     curves = {name: curve(folder / name / "metrics.jsonl", metric) for name in runs}
@@ -228,21 +254,24 @@ def report(sweep: dict, runs: dict, workdir: str) -> str:
 
 
 def curve(path: pathlib.Path, metric: str) -> list[tuple[int, float]]:
-    """[(step, value)] of a metric, by step."""
+    """Reads a metric from `metrics.jsonl`, as [(step, value)] in order of the steps."""
     if not path.exists():
         return []
-    found = {}
+    values = {}
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # The line a killed run was writing.
             continue
         if metric in row:
-            found[row["step"]] = float(row[metric])
-    return sorted(found.items())
+            values[row["step"]] = float(row[metric])
+    return sorted(values.items())
 
 
-def draw(curves: dict, metric: str, path: pathlib.Path) -> None:
+def draw(
+    curves: dict[str, list[tuple[int, float]]], metric: str, path: pathlib.Path
+) -> None:
+    """Draws the curve of every run into a picture."""
     drawing = figure.Figure(figsize=(7, 4), layout="constrained")
     axes = drawing.subplots()
     for name, points in curves.items():

@@ -1,17 +1,37 @@
 #!/usr/bin/env bash
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-# Lint, format and all tests: bash launch/test.sh [--interop] [--onnx] [arguments of pytest]
+# Lint, format and tests:
+#   bash launch/test.sh [--interop] [--onnx] [--newest] [arguments of pytest]
+# --all, which is one of ours for pytest, also runs the tests that are marked slow, and
+# --minutes=50 begins none of those later than that after the start.
 # --interop also installs the third-party libraries that some tests compare with.
 # --onnx makes a second environment for jax2onnx, which pins an old Orbax.
+# --newest makes another one with the newest releases of all libraries, which need a
+#   newer Python, and runs in it the tests that a new library is most likely to break.
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
+# What new libraries may break: numbers, recipes, and a run's bit-exact resume.
+GOLDENS=(tests/test_golden_{classification,segmentation,detection}.py)
+NEWEST_TESTS=(
+  tests/test_checkpoint.py
+  tests/test_configs.py
+  tests/test_loop.py::test_resume_equals_uninterrupted_bit_for_bit
+  tests/programs/test_kill.py
+)
+
 extras=dev
 onnx=
-while [ "${1:-}" = --interop ] || [ "${1:-}" = --onnx ]; do
-  if [ "$1" = --interop ]; then extras=dev,interop; else onnx=yes; fi
+newest=
+while true; do
+  case "${1:-}" in
+    --interop) extras=dev,interop ;;
+    --onnx) onnx=yes ;;
+    --newest) newest=yes ;;
+    *) break ;;
+  esac
   shift
 done
 if [ -n "$onnx" ]; then
@@ -24,8 +44,22 @@ if [ -n "$onnx" ]; then
   fi
 fi
 environment "$extras"
+if [ -n "$newest" ]; then
+  # Before any test: where it can not be installed, that is an error, and known at once.
+  python=$(newest_python)
+  PYTHON=$python VENV=$venv-newest bash -euc 'source launch/env.sh; upgraded dev'
+fi
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 
 ruff check .
 ruff format --check .
-pytest -n 2 "$@"
+# Each worker begins with half of the files, so that most modules run their runs once.
+pytest -n 2 --dist worksteal "$@"
+if [ -n "$newest" ]; then
+  export PATH=$venv-newest/bin:$PATH
+  python -VV
+  pip list --disable-pip-version-check | grep -E '^(jax|jaxlib|flax|optax|orbax-checkpoint|numpy) '
+  # The numbers of programs as users have them: tests else leave most optimisations out.
+  JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest -n 2 --dist worksteal "${GOLDENS[@]}"
+  pytest -n 2 --dist worksteal "${NEWEST_TESTS[@]}"
+fi

@@ -4,6 +4,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ FOLDERS = {
 
 
 def root() -> pathlib.Path:
-    """$G2SD_GOLDEN_DIR, else the whole set beside the repository, else our part."""
+    """$G2SD_GOLDEN_DIR, else the full set beside the repository, else our part."""
     if "G2SD_GOLDEN_DIR" in os.environ:
         return pathlib.Path(os.environ["G2SD_GOLDEN_DIR"])
     beside = TESTS.parents[1] / "shared" / "golden"
@@ -25,11 +26,11 @@ def root() -> pathlib.Path:
 
 
 def path(name: str, folder: str = "classification") -> pathlib.Path:
-    """A golden file, or a skip of the test that asks for it."""
-    found = root() / FOLDERS[folder] / name
-    if not found.is_file():
-        pytest.skip(f"no golden file {found}; set G2SD_GOLDEN_DIR to a folder with it")
-    return found
+    """The path of a golden file; skips the test that asks for one that is missing."""
+    file = root() / FOLDERS[folder] / name
+    if not file.is_file():
+        pytest.skip(f"no golden file {file}; set G2SD_GOLDEN_DIR to a folder with it")
+    return file
 
 
 def load(stem: str, folder: str = "classification") -> dict[str, np.ndarray]:
@@ -38,12 +39,12 @@ def load(stem: str, folder: str = "classification") -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def given(golden, key):
-    """One value of the file's configuration."""
+def setting(golden: Mapping[str, np.ndarray], key: str) -> int | float | str:
+    """One value of the configuration in a golden file."""
     return golden[f"config/{key}"].item()
 
 
-def under(golden, prefix):
+def under(golden: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """{rest of the key: array} of the keys that start with `prefix`/."""
     prefix += "/"
     return {
@@ -53,8 +54,15 @@ def under(golden, prefix):
     }
 
 
-def agree(got, want, what: str, bound: float = 2e-5) -> None:
-    """Within `bound` of the wanted tensor's largest value, not element by element."""
+def agree(got: np.ndarray, want: np.ndarray, what: str, bound: float = 2e-5) -> None:
+    """Asserts that no element is off by more than `bound` of the largest wanted one.
+
+    Args:
+        got: an array.
+        want: the array it should be.
+        what: its name in the assertion.
+        bound: relative to the largest magnitude in `want`.
+    """
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, f"{what}: {got.shape}, wanted {want.shape}"
     worst, largest = np.abs(got - want).max(), np.abs(want).max()

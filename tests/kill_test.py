@@ -41,149 +41,185 @@ PATIENCE = 300.0  # Seconds after which a life is a hang.
 
 
 class Run:
-    """One workdir and the process that is at work in it, if any."""
+    """One workdir, and the process that trains in it, if any.
+
+    Args:
+        folder: takes the workdir and the log.
+        stage: to train.
+        steps: in all.
+    """
 
     def __init__(self, folder: pathlib.Path, stage: str, steps: int):
         folder.mkdir(parents=True)
-        self.folder, self.workdir, self.log = folder, folder / stage, folder / "log"
+        self.workdir, self.log = folder / stage, folder / "log"
         self.arguments = [str(folder), stage, f"--steps={steps}"]
         self.arguments += ["--eval=3", "--slow=0.02"]
 
     def start(self) -> None:
+        """Starts a process; notes the newest checkpoint it can restore."""
         self.newest = max(self.committed(), default=None)
-        self.rows = self.rows_of()
+        self.inode_before = self.metrics_inode()
         self.log.unlink(missing_ok=True)
-        given = (self.arguments, str(self.log))
-        self.process = SERVER.Process(target=pair.live, args=given)
+        self.process = SERVER.Process(
+            target=pair.live, args=(self.arguments, str(self.log))
+        )
         self.process.start()
         self.began = time.monotonic()
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
+        """Standard output and standard error of the process."""
         return self.log.read_text() if self.log.exists() else ""
 
-    def rows_of(self):
-        """Which file the rows are in: every life begins with a new one."""
+    def metrics_inode(self) -> int | None:
+        """Identifies the file of metrics: every process begins with a new one."""
         path = self.workdir / "metrics.jsonl"
         return path.stat().st_ino if path.exists() else None
 
     def committed(self) -> list[int]:
+        """Steps of the finished checkpoints."""
         names = [path.name for path in self.workdir.glob("checkpoints/*")]
         return [int(name) for name in names if name.isdigit()]
 
     def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
         return any(True for _ in self.workdir.glob("checkpoints/*tmp*"))
 
     def logged(self) -> int:
-        """The newest step that this life has logged."""
-        if self.rows_of() in (None, self.rows):
+        """The newest step that this process has logged, 0 before the first."""
+        if self.metrics_inode() in (None, self.inode_before):
             return 0
         text = (self.workdir / "metrics.jsonl").read_text()
-        found = re.findall(r'"step": (\d+)', text)
-        return int(found[-1]) if found else 0
+        steps = re.findall(r'"step": (\d+)', text)
+        return int(steps[-1]) if steps else 0
 
-    def until(self, condition: Callable) -> bool:
+    def until(self, condition: Callable[[], bool]) -> bool:
         """Waits for `condition`; False if the process ended before."""
         while not condition():
             if not self.process.is_alive():
                 return False
             if time.monotonic() - self.began > PATIENCE:
                 self.process.kill()
-                raise AssertionError(f"nothing happens: {self.said}")
+                raise AssertionError(f"nothing happens: {self.output}")
             time.sleep(0.002)
         return True
 
     def end(self, how: str) -> str:
-        """Ends the process (`term`, `kill`, or by itself), and checks what it said."""
+        """Ends the process, and checks its exit status and its output.
+
+        Args:
+            how: `term`, `kill`, or `itself`, which waits for it.
+
+        Returns:
+            The exit status.
+        """
         if how == "term":
             self.process.terminate()
         elif how == "kill":
             self.process.kill()
         self.process.join(PATIENCE)
-        status, said = self.process.exitcode, self.said
-        restored = re.findall(r"^restored step (\d+)$", said, re.MULTILINE)
+        status, output = self.process.exitcode, self.output
+        restored = re.findall(r"^restored step (\d+)$", output, re.MULTILINE)
         if restored or (self.newest is not None and how != "kill"):
-            assert restored == [str(self.newest)], (self.newest, said)
+            assert restored == [str(self.newest)], (self.newest, output)
         # A run that is asked at its last step is simply done.
         expected = {"itself": {0}, "term": {AGAIN, 0}, "kill": {-9}}[how]
-        assert status in expected, (how, status, said)
+        assert status in expected, (how, status, output)
         return str(status)
 
 
 def leftovers(workdir: pathlib.Path) -> list[str]:
+    """Names of the temporary and broken files in a workdir."""
     paths = [*workdir.glob("checkpoints/*"), *workdir.glob("*")]
     torn = [path.name for path in paths if re.search(r"tmp|partial", path.name)]
     return [*torn, *(path.name for path in workdir.glob("broken*"))]
 
 
-def facts(run: Run) -> dict:
-    """What two runs are compared by."""
+def results(run: Run) -> dict:
+    """The arrays and logged values of a finished run, to be compared."""
     rows = map(json.loads, (run.workdir / "metrics.jsonl").read_text().splitlines())
-    held = checkpoint.read_run(str(run.workdir), "--workdir", all_of_it=True)
+    loaded = checkpoint.read_run(str(run.workdir), "--workdir", optimiser_state=True)
     return dict(
-        arrays={part: len(jax.tree.leaves(tree)) for part, tree in held.state.items()},
-        digests=[line for line in inspect.facts(held) if "sha256" in line],
+        arrays={
+            part: len(jax.tree.leaves(tree)) for part, tree in loaded.state.items()
+        },
+        digests=[line for line in inspect.facts(loaded) if "sha256" in line],
         rows=[{k: v for k, v in row.items() if k not in clock.TIMES} for row in rows],
         done=json.loads((run.workdir / "DONE").read_text()),
     )
 
 
 def check(stage: str, kills: int, terms: int, seed: int, folder: pathlib.Path) -> dict:
-    """Runs `stage` twice, once undisturbed; returns what happened to the other."""
+    """Runs a stage twice, once undisturbed, and compares the results.
+
+    Args:
+        stage: to train.
+        kills: how often SIGKILL comes.
+        terms: how often SIGTERM comes.
+        seed: of the moments.
+        folder: takes both runs.
+
+    Returns:
+        {event: how often it happened}.
+    """
     steps = STEPS_PER_LIFE * (kills + terms + 1)
     rng = random.Random(f"{seed} {stage}")
-    whole = Run(folder / "whole", stage, steps)
-    parts = Run(folder / "parts", stage, steps)
-    whole.start()
-    whole.end("itself")
+    undisturbed = Run(folder / "whole", stage, steps)
+    killed = Run(folder / "parts", stage, steps)
+    undisturbed.start()
+    undisturbed.end("itself")
     plan = ["term"] * terms + ["kill"] * kills
     rng.shuffle(plan)
     happened = collections.Counter()
     for how in plan:
-        parts.start()
-        happened["restarts that had to restore"] += parts.newest is not None
+        killed.start()
+        happened["restarts that had to restore"] += killed.newest is not None
         when = rng.choice(MOMENTS) if how == "kill" else "at a step"
         if when == "at the start":
             time.sleep(rng.uniform(0.0, 3.0))
         else:
-            first = parts.newest or 0
+            first = killed.newest or 0
             target = min(steps - 3, first + rng.randint(1, STEPS_PER_LIFE))
-            alive = parts.until(functools.partial(reach, parts, target))
+            alive = killed.until(functools.partial(reach, killed, target))
             if alive and when == "in a save":
-                alive = parts.until(parts.saving)
-            assert alive, f"it ended before it was killed: {parts.said}"
+                alive = killed.until(killed.saving)
+            assert alive, f"it ended before it was killed: {killed.output}"
             time.sleep(rng.uniform(0.0, 0.03))
-        torn = parts.saving()
-        status = parts.end(how)
+        torn = killed.saving()
+        status = killed.end(how)
         happened[f"{how} {when}"] += 1
         happened[f"{how} with a save under way"] += torn
         happened[f"{how} ended with {status}"] += 1
-    parts.start()
-    parts.end("itself")
-    assert not leftovers(parts.workdir), leftovers(parts.workdir)
-    expected = facts(whole)
-    compare(stage, facts(parts), expected)
+    killed.start()
+    killed.end("itself")
+    assert not leftovers(killed.workdir), leftovers(killed.workdir)
+    expected = results(undisturbed)
+    compare(stage, results(killed), expected)
     arrays = {f"arrays of {part}": n for part, n in expected["arrays"].items()}
     return dict(happened, steps=steps, rows=len(expected["rows"]), **arrays)
 
 
-def compare(stage: str, found: dict, expected: dict) -> None:
+def compare(stage: str, actual: dict, expected: dict) -> None:
+    """Asserts that the `results` of two runs of a stage are equal."""
     for key in expected:
-        both = zip(found[key], expected[key], strict=False)
-        first = next((each for each in both if each[0] != each[1]), "its length")
-        assert found[key] == expected[key], f"{stage}: {key} differ, first in {first}"
+        pairs = zip(actual[key], expected[key], strict=False)
+        first = next(((a, b) for a, b in pairs if a != b), "its length")
+        assert actual[key] == expected[key], f"{stage}: {key} differ, first in {first}"
 
 
 def reach(run: Run, step: int) -> bool:
-    """Whether a life has got to `step`, and will have brought the run further."""
+    """Whether a process has logged `step` and saved a newer checkpoint."""
     return run.logged() >= step and max(run.committed(), default=0) > (run.newest or 0)
 
 
 def main() -> int:
+    """Kills runs of every stage asked for, and prints what happened to them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    known = (*runs.STAGES, *runs.SEGMENTATION)
+    all_stages = (*runs.STAGES, *runs.SEGMENTATION, *runs.DETECTION)
     parser.add_argument(
-        "--stages", required=True, help=f"separated by commas, of {', '.join(known)}"
+        "--stages",
+        required=True,
+        help=f"separated by commas, of {', '.join(all_stages)}",
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--terms", type=int, default=5)
@@ -191,14 +227,18 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS="")
     stages = args.stages.split(",")
-    for unknown in set(stages) - set(known):
-        parser.error(f"--stages: {unknown} is not among {', '.join(known)}")
+    for unknown in set(stages) - set(all_stages):
+        parser.error(f"--stages: {unknown} is not among {', '.join(all_stages)}")
     for stage in stages:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            told = check(stage, args.kills, args.terms, args.seed, pathlib.Path(folder))
-        told["seconds"] = round(time.monotonic() - began)
-        print(stage, "equal bit for bit:", json.dumps(told, sort_keys=True), flush=True)
+            events = check(
+                stage, args.kills, args.terms, args.seed, pathlib.Path(folder)
+            )
+        events["seconds"] = round(time.monotonic() - began)
+        print(
+            stage, "equal bit for bit:", json.dumps(events, sort_keys=True), flush=True
+        )
     return 0
 
 

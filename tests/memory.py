@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 import files
-from g2sd_jax.data import failures, folder, order, pipeline
+from g2sd_jax.data import failures, folder, order, pipeline, threads
 
 WARM = 200  # Batches after which buffers and allocator have found their size.
 
@@ -25,31 +25,33 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def photographs(root) -> pathlib.Path:
+def photographs(root: str | pathlib.Path) -> pathlib.Path:
+    """Writes 64 JPEGs in two classes, one cut off and one that is no picture."""
     root = pathlib.Path(root)
-    made = files.photographs(per_class=32, size=(375, 500), splits=("train",))
-    made["train/a/3.jpg"] = made["train/a/3.jpg"][:4000]
-    made["train/b/5.jpg"] = b"no picture"
-    return files.write(root, made)
+    contents = files.photographs(per_class=32, size=(375, 500), splits=("train",))
+    contents["train/a/3.jpg"] = contents["train/a/3.jpg"][:4000]
+    contents["train/b/5.jpg"] = b"no picture"
+    return files.write(root, contents)
 
 
-def growth(path, batches) -> list[float]:
-    """Megabytes after `WARM` batches, then at five times until `batches`."""
+def growth(path: str | pathlib.Path, batches: int) -> list[float]:
+    """Megabytes after `WARM` batches, then five times until `batches`."""
     config = files.recipe(path, classes=0, max_bad_share=0.1)
     config.model.image_size = (224, 224)
-    dataset = pipeline.dataset(config, folder.listed(config, "train"), "train")
+    dataset = pipeline.dataset(config, folder.list_files(config, "train"), "train")
     stream = order.train_batches(dataset, 8, seed=0)
-    told = []
+    megabytes = []
     for number in range(1, batches + 1):
         next(stream)
         if number == WARM or number % (batches // 5) == 0:
-            told.append(resident())
-    return told
+            megabytes.append(resident())
+    return megabytes
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
+    # The threads end before the folder goes that they list bad examples in.
+    with tempfile.TemporaryDirectory() as scratch, threads.closing():
         failures.list_in(scratch)
-        given = sys.argv[2] if len(sys.argv) > 2 else photographs(scratch + "/set")
-        figures = growth(given, int(sys.argv[1]))
-    print("MB resident:", *(f"{each:.0f}" for each in figures))
+        path = sys.argv[2] if len(sys.argv) > 2 else photographs(scratch + "/set")
+        figures = growth(path, int(sys.argv[1]))
+    print("MB resident:", *(f"{megabytes:.0f}" for megabytes in figures))

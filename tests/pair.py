@@ -1,6 +1,6 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One process of a tiny run: `python tests/pair.py WORKDIR STAGE…`, and its place."""
+"""One process of a tiny run: `python tests/pair.py WORKDIR STAGE…`."""
 
 import argparse
 import os
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import jax
 
 import runs
-from g2sd_jax import cli, cluster, metrics, train
+from g2sd_jax import command, loop, metrics
+from g2sd_jax.hosts import cluster
 
 
 def main(argv: Sequence[str]) -> int:
+    """Trains the stages one after another, alone or as one of several processes."""
     parser = argparse.ArgumentParser()
     cluster.arguments(parser)
     parser.add_argument("workdir")
@@ -26,27 +28,37 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     swap = metrics.Late.swap
 
-    def slowly(late, step, told):
+    def slow_swap(late, step, step_metrics):
         time.sleep(args.slow)  # So that there is a step to interrupt.
-        return swap(late, step, told)
+        return swap(late, step, step_metrics)
 
-    metrics.Late.swap = slowly
+    metrics.Late.swap = slow_swap
     with cluster.joined(args):
         jax.config.update("jax_default_matmul_precision", "highest")
         for stage in args.stages:
-            changes = dict(total_steps=args.steps, seed=args.seed, shown=10)
-            config = runs.small(stage, eval_epochs=args.eval, **changes)
-            train.run(config, f"{args.workdir}/{stage}")
+            config = runs.small(
+                stage,
+                eval_epochs=args.eval,
+                total_steps=args.steps,
+                seed=args.seed,
+                first_batch_images=10,
+            )
+            loop.run(config, f"{args.workdir}/{stage}")
     return 0
 
 
 def live(argv: Sequence[str], log: str) -> None:
-    """A whole process in a forked one, whose imports were made once for all."""
+    """Runs `main` as a process that was forked after the imports.
+
+    Args:
+        argv: of `main`.
+        log: file that takes standard output and standard error.
+    """
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.exit(cli.guarded(lambda: main(argv)))
+    sys.exit(command.guarded(lambda: main(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(lambda: main(sys.argv[1:])))
+    sys.exit(command.guarded(lambda: main(sys.argv[1:])))

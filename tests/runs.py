@@ -6,6 +6,7 @@ from g2sd_jax import recipes
 
 MASKED = ("pretrain", "generic_distill", "dmae_distill")
 SEGMENTATION = ("finetune:task=segmentation", "specific_seg")
+DETECTION = ("finetune:task=detection", "specific_det")
 STAGES = (*MASKED, "finetune", "specific_cls", "linprobe")
 
 SMALL = dict(width=16, depth=2, heads=2, patch=4, image_size=(16, 16), mlp_ratio=2.0)
@@ -17,6 +18,8 @@ def small(stage: str, **changes):
     name, _, arguments = stage.partition(":")
     if stage in SEGMENTATION:
         return segmentation(name, arguments, **changes)
+    if stage in DETECTION:
+        return detection(name, arguments, **changes)
     overrides = {
         "model": SMALL | (DECODER if name in MASKED else {}),
         "data": dict(train_examples=64, classes=5),
@@ -24,14 +27,14 @@ def small(stage: str, **changes):
         "total_steps": 6,
         "eval_epochs": 100.0,
         "checkpoint.every": 3,
-        "shown": 0,  # One more program to compile.
+        "first_batch_images": 0,  # One more program to compile.
         "progress": False,
         "optim.warmup_epochs": 0.0,
     }
     if name in ("finetune", "specific_cls"):  # Fifteen operations to compile.
         overrides["augment.randaugment"] = ""
     if name in MASKED:  # Each sign of progress is one more program to compile.
-        overrides["signal"] = dict(loss=False, neighbours=0)
+        overrides["monitor"] = dict(loss=False, neighbours=0)
     if name in ("generic_distill", "dmae_distill", "specific_cls"):
         teacher = SMALL | dict(width=24, depth=3)
         teacher |= DECODER if name in MASKED else {}
@@ -60,6 +63,40 @@ def segmentation(name, arguments, **changes):
     }
     if name == "specific_seg":
         overrides["teacher.model"] = small | dict(width=24, depth=3, taps=(0, 1, 1, 2))
+    return changed(name, arguments, overrides, changes)
+
+
+def detection(name, arguments, **changes):
+    """The same for canvases of 64 x 64 with at most four objects."""
+    small = SMALL | dict(
+        patch=16,
+        image_size=(64, 64),
+        pretrain_grid=(2, 2),
+        window=3,
+        global_blocks=(1,),
+        features=8,
+        box_bins=3,
+        mask_bins=4,
+    )
+    heads = dict(head_width=8, head_convs=1, hidden=8)
+    overrides = {
+        "model": small | heads,
+        "data": dict(train_examples=64, classes=5, max_boxes=4, mask_size=8),
+        "batch": 16,
+        "total_steps": 6,
+        "eval_epochs": 100.0,
+        "checkpoint.every": 3,
+        "progress": False,
+        "optim.warmup_epochs": 0.0,
+        "anchors.count": 16,
+        "proposals": dict(before=(20, 10), after=(12, 8)),
+        "regions.count": 8,
+        "loss.group": 2,
+        "inference": dict(detections=5, candidates=20),
+    }
+    if name == "specific_det":
+        overrides["model"] = small | heads | dict(adapter=12)
+        overrides["teacher.model"] = small | dict(width=24, features=12)
     return changed(name, arguments, overrides, changes)
 
 

@@ -7,33 +7,40 @@ import functools
 import gc
 import itertools
 import os
+import pathlib
 import resource
 import shutil
 import signal
 import threading
+import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 import runs
 from g2sd_jax import (
     checkpoint,
     cli,
     clock,
-    cluster,
+    command,
     core,
-    evaluation,
+    errors,
+    loop,
     metrics,
     parallel,
     stages,
     step,
-    train,
 )
+from g2sd_jax.evaluators import fold
+from g2sd_jax.hosts import cluster
 from g2sd_jax.tools import inspect
 
+CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
 DESCRIBE = dict(stage="made up", kind="none")
 
 
@@ -81,6 +88,22 @@ def test_restored_as_saved_with_the_newest_kept(manager):
     found = again.restore(abstract(state(0)))
     for one, other in zip(*map(jax.tree.leaves, (found, state(8))), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_save_is_exempt_from_the_guard_of_the_loop(manager, monkeypatch):
+    """On CPUs a copy to the host is none, so that only the guard itself shows it."""
+    writer, saved_state, guards = manager(), state(1), []
+    save = writer._orbax.save
+
+    def noting(*args, **kwargs):
+        guards.append(jax.config.jax_transfer_guard_device_to_host)
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(writer._orbax, "save", noting)
+    with jax.transfer_guard("disallow"):
+        writer.save(1, saved_state, DESCRIBE)
+        assert jax.config.jax_transfer_guard_device_to_host == "disallow"
+    assert guards == ["allow"]
 
 
 def test_a_save_goes_on_in_the_background_and_is_exact(manager, monkeypatch):
@@ -186,6 +209,93 @@ def test_the_only_one_damaged_is_an_error(manager, tmp_path):
         manager().restore(abstract(state(0)))
 
 
+def noise(step):
+    """A state of numbers that no compression shortens, which is not to hide a bit."""
+    rng = np.random.default_rng(step)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    return jax.tree.map(draw, state(step, size=4096)).replace(step=jnp.int32(step))
+
+
+def flip(file, bit):
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def test_one_flipped_bit_is_seen(manager, tmp_path, rng, capsys):
+    """Wherever it is: what comes back is what was saved, or the older step, told."""
+    each = manager()
+    for number in (2, 4):
+        each.save(number, noise(number), DESCRIBE)
+    each.close()
+    intact = tmp_path / "checkpoints" / "4"
+    shutil.copytree(intact, tmp_path / "copy")
+    files = [path for path in sorted(intact.rglob("*")) if path.stat().st_size]
+    files = [path for path in files if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    silent = 0
+    for file in [*files, *[largest] * 8]:
+        flip(file, int(rng.integers(8 * file.stat().st_size)))
+        reader = checkpoint.Manager(str(tmp_path))
+        restored = reader.restore(abstract(state(0, size=4096)))
+        reader.close()
+        printed = capsys.readouterr().out
+        chex.assert_trees_all_equal(restored, noise(int(restored.step)))
+        assert (int(restored.step) == 2) == (
+            "4 cannot be read and is left out" in printed
+        )
+        silent += "is not what was saved: bits have changed" in printed
+        shutil.rmtree(intact)
+        shutil.copytree(tmp_path / "copy", intact)
+    assert silent  # Which only the digests tell.
+
+
+def test_a_changed_description_is_seen(manager, tmp_path, capsys):
+    saved(manager, (2, 4))
+    file = tmp_path / "checkpoints/4/describe/metadata"
+    file.write_text(file.read_text().replace("made up", "made in"))
+    loaded = checkpoint.read_run(str(tmp_path), "key")
+    assert (loaded.step, loaded.describe) == (2, DESCRIBE)
+    assert "describe is not what was saved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "a*", "what?", "run #1 [x] {y} 100% é"])
+def test_any_letter_may_be_in_the_path(name, tmp_path):
+    path = str(tmp_path / name / "run")
+    each = checkpoint.Manager(path, keep=3)
+    each.save(2, state(2), DESCRIBE)
+    each.close()
+    again = checkpoint.Manager(path, keep=3)
+    chex.assert_trees_all_equal(again.restore(abstract(state(0))), state(2))
+    again.close()
+
+
+@pytest.mark.parametrize("when", ["while the run goes on", "at its end"])
+def test_what_can_not_be_read_is_not_said_to_be_saved(when, tmp_path, monkeypatch):
+    """The first checkpoint is read again; here Orbax loses its arrays."""
+    monkeypatch.setattr(checkpoint.workdir, "Folder", epath.Path)
+    each = checkpoint.Manager(str(tmp_path / "lr[1e-4]"), keep=3)
+    each.save(2, state(2), DESCRIBE)
+    with pytest.raises(OSError, match=r"lr\[1e-4\].* could not be read again") as error:
+        if when == "at its end":
+            each.wait()
+        else:
+            each.save(4, state(4), DESCRIBE)
+            for _ in range(200):
+                each.check()
+                time.sleep(0.05)
+    assert "\n" not in str(error.value)
+
+
+def test_a_first_checkpoint_that_is_gone_is_no_mistake(tmp_path):
+    each = checkpoint.Manager(str(tmp_path), keep=1)
+    for number in range(1, 6):
+        each.save(number, state(number), DESCRIBE)
+        each.check()
+    each.close()
+    assert each._reading.done() and each._reading.exception() is None
+
+
 def test_another_states_checkpoint_is_an_error(manager, tmp_path):
     saved(manager, (2,))
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
@@ -217,6 +327,30 @@ def test_read_without_the_config(manager, tmp_path):
     assert first.step == 2 and first.state["params"]["kernel"][0] == 2
     with pytest.raises(ValueError, match="no complete checkpoint of step 3"):
         checkpoint.read_run(f"{tmp_path}/checkpoints/3", "key")
+
+
+def test_checkpoints_of_the_oldest_orbax_are_read_and_continued(manager, tmp_path):
+    """The archive was saved by Orbax 0.11.36 on jax 0.10.2, through `item_handlers`.
+
+    Its manager had best="eval/top1" and saved `state(2)` and `state(4)` of this file,
+    each scored with its own step.
+    """
+    shutil.unpack_archive(CHECKPOINTS / "orbax_0.11.36.zip", tmp_path)
+    loaded = checkpoint.read_run(str(tmp_path), "key", optimiser_state=True)
+    assert (loaded.describe["stage"], loaded.step, loaded.steps) == (
+        "made up",
+        4,
+        [4, 2],
+    )
+    assert loaded.scores == {4: {"eval/top1": 4.0}, 2: {"eval/top1": 2.0}}
+    np.testing.assert_array_equal(
+        loaded.state["opt_state"]["mu"], state(4).opt_state["mu"]
+    )
+    again = manager()
+    chex.assert_trees_all_equal(again.restore(abstract(state(0))), state(4))
+    again.save(6, state(6), DESCRIBE)
+    again.close()
+    assert manager().steps() == [6, 4, 2]
 
 
 def test_inspect_tells_states_apart_by_their_bits(manager, tmp_path, capsys):
@@ -300,6 +434,26 @@ def test_a_folder_that_cannot_be_made_is_one_line(where, tmp_path, capsys):
     assert str(workdir) in error
 
 
+def evaluated():
+    """The config of a run that evaluates three times."""
+    return runs.small("linprobe", eval_epochs=0.5)
+
+
+def facts(workdir):
+    told = inspect.run(workdir).splitlines()
+    rows = metrics.read_lines(f"{workdir}/metrics.jsonl")
+    rows = [{key: row[key] for key in row.keys() - clock.TIMES} for row in rows]
+    return [line for line in told if "sha256" in line], rows
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The facts of a run that nobody stopped."""
+    workdir = str(tmp_path_factory.mktemp("undisturbed"))
+    loop.run(evaluated(), workdir)
+    return facts(workdir)
+
+
 class TestStopping:
     def asked_at(self, monkeypatch, step):
         """SIGTERM comes while `step` is under way."""
@@ -312,37 +466,29 @@ class TestStopping:
 
         monkeypatch.setattr(metrics.Late, "swap", asking)
 
-    def facts(self, workdir):
-        told = inspect.run(workdir).splitlines()
-        rows = metrics.read_lines(f"{workdir}/metrics.jsonl")
-        rows = [{key: row[key] for key in row.keys() - clock.TIMES} for row in rows]
-        return [line for line in told if "sha256" in line], rows
-
-    def test_sigterm_saves_this_very_step_and_says_so(self, tmp_path, monkeypatch):
+    def test_sigterm_saves_this_very_step_and_says_so(
+        self, undisturbed, tmp_path, monkeypatch
+    ):
         before = signal.getsignal(signal.SIGTERM)
-        whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-        config = runs.small("linprobe", eval_epochs=0.5)
-        train.run(config, whole)
+        config, parts = evaluated(), str(tmp_path / "parts")
         with monkeypatch.context() as patch:
             self.asked_at(patch, 4)
-            with pytest.raises(core.Preempted, match="step 4 of 6 is saved"):
-                train.run(config, parts)
+            with pytest.raises(errors.Preempted, match="step 4 of 6 is saved"):
+                loop.run(config, parts)
         assert signal.getsignal(signal.SIGTERM) == before
         assert checkpoint.read_run(parts, "key").step == 4
-        train.run(config, parts)
-        one, other = (self.facts(folder) for folder in (whole, parts))
-        assert one == other
+        loop.run(config, parts)
+        assert facts(parts) == undisturbed
         # Each evaluation once, the one of the last step among them.
-        assert [row["step"] for row in one[1] if "eval/top1" in row] == [2, 4, 6]
+        _, rows = undisturbed
+        assert [row["step"] for row in rows if "eval/top1" in row] == [2, 4, 6]
 
     @pytest.mark.parametrize("step", [0, 2])
     def test_sigterm_is_answered_while_no_batch_comes(
-        self, step, tmp_path, monkeypatch
+        self, step, undisturbed, tmp_path, monkeypatch
     ):
-        whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-        config = runs.small("linprobe", eval_epochs=0.5)
-        train.run(config, whole)
-        gate, batches, calls = threading.Event(), train.order.train_batches, []
+        config, parts = evaluated(), str(tmp_path / "parts")
+        gate, batches, calls = threading.Event(), loop.order.train_batches, []
         asking = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
 
         def stalling(*given):
@@ -350,7 +496,7 @@ class TestStopping:
             yield from itertools.islice(batches(*given), step if calls[1:] else 1)
             if not step:
                 asking()
-            gate.wait(5)
+            gate.wait(60)
             raise ValueError("SIGTERM was not answered")
 
         class Stop(cluster.Stop):
@@ -365,22 +511,23 @@ class TestStopping:
                 return super().alone()
 
         with monkeypatch.context() as patch:
-            patch.setattr(train.order, "train_batches", stalling)
+            patch.setattr(loop.order, "train_batches", stalling)
             patch.setattr(cluster, "Stop", Stop)
             said = f"step {step} of 6 is saved" if step else "no step is made"
-            with pytest.raises(core.Preempted, match=said):
-                train.run(config, parts)
+            with pytest.raises(errors.Preempted, match=said):
+                loop.run(config, parts)
         if step:
             assert checkpoint.read_run(parts, "key").step == step
-        train.run(config, parts)
-        assert self.facts(parts) == self.facts(whole)
+        loop.run(config, parts)
+        assert facts(parts) == undisturbed
 
-    def test_killed_while_judging_judges_again(self, tmp_path, monkeypatch):
+    def test_killed_while_judging_judges_again(
+        self, undisturbed, tmp_path, monkeypatch
+    ):
         """A checkpoint is not there before all that it stands for was told."""
-        config = runs.small("linprobe", eval_epochs=0.5, total_steps=5)
+        config = evaluated()
         with config.unlocked():
             config.checkpoint.every = 2
-        train.run(config, str(tmp_path / "whole"))
         write, parts = metrics.Writer.write, str(tmp_path / "parts")
 
         class Killed(Exception):
@@ -394,16 +541,16 @@ class TestStopping:
         with monkeypatch.context() as patch:
             patch.setattr(metrics.Writer, "write", killed)
             with pytest.raises(Killed):
-                train.run(config, parts)
+                loop.run(config, parts)
         assert checkpoint.read_run(parts, "key").step == 2
-        train.run(config, parts)
-        assert self.facts(parts) == self.facts(str(tmp_path / "whole"))
+        loop.run(config, parts)
+        assert facts(parts) == undisturbed
 
     def test_the_exit_status_is_the_documented_one(self, capsys):
         def asked():
-            raise core.Preempted("stopped as asked")
+            raise errors.Preempted("stopped as asked")
 
-        assert cli.guarded(asked) == 75
+        assert command.guarded(asked) == 75
         assert capsys.readouterr().out == "stopped as asked\n"
 
 
@@ -418,10 +565,11 @@ def in_memory():
     return sum(buffers.values())
 
 
+@pytest.mark.slow
 def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
     """The state is restored where it lives: no initial one is made beside it."""
     config = runs.small("finetune", total_steps=3)
-    train.run(config, str(tmp_path))
+    loop.run(config, str(tmp_path))
     (tmp_path / "DONE").unlink()
     build, restore, grew = step.build, checkpoint.Manager.restore, []
 
@@ -443,7 +591,7 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(step, "build", without_init)
     monkeypatch.setattr(checkpoint.Manager, "restore", measured)
-    train.run(config, str(tmp_path))
+    loop.run(config, str(tmp_path))
     assert grew == [pytest.approx(1.0, abs=0.01)]
 
 
@@ -453,7 +601,7 @@ def test_resume_needs_no_more_memory_than_the_run(tmp_path, monkeypatch):
         ("finetune", "evl/top1", "did you mean eval/top1"),
         ("finetune", "eval/top3", "did you mean eval/top[15] or eval/top[15]"),
         ("specific_seg", "loss", "known: eval/mIoU, eval/mAcc, eval/aAcc, eval/pixels"),
-        ("pretrain", "val/loss", "judges nothing as it is; .* config.signal.loss=true"),
+        ("pretrain", "val/loss", "judges nothing as it is; .*config.monitor.loss=true"),
     ],
 )
 def test_a_metric_that_no_evaluator_tells_is_refused_at_once(
@@ -462,16 +610,16 @@ def test_a_metric_that_no_evaluator_tells_is_refused_at_once(
     config = runs.small(stage)
     with config.unlocked():
         config.checkpoint.best = best
-    monkeypatch.setattr(train.source, "load", None)  # Before anything is read.
+    monkeypatch.setattr(loop.source, "load", None)  # Before anything is read.
     with pytest.raises(ValueError, match=rf"config\.checkpoint\.best=.*{told}"):
-        train.run(config, str(tmp_path))
+        loop.run(config, str(tmp_path))
 
 
 def test_every_evaluator_names_its_metrics_before_it_judges():
-    config = runs.small("pretrain", signal=dict(loss=True, neighbours=3, bank=10))
-    assert evaluation.metrics(stages.build(config)) == ["val/loss", "knn/top1"]
+    config = runs.small("pretrain", monitor=dict(loss=True, neighbours=3, bank=10))
+    assert fold.metric_names(stages.build(config)) == ["val/loss", "knn/top1"]
     known = ["eval/top1", "eval/top5", "eval/count"]
-    assert evaluation.metrics(stages.build(runs.small("linprobe"))) == known
+    assert fold.metric_names(stages.build(runs.small("linprobe"))) == known
 
 
 def test_alone_nothing_is_compared():
@@ -479,5 +627,5 @@ def test_alone_nothing_is_compared():
         raise AssertionError("asked for without need")
 
     cluster.agree("data", never)
-    assert cluster.everybody("a reason", 3) == [3]
+    assert cluster.exchange("a reason", 3) == [3]
     assert parallel.gather_states({"a": 1}) == [{"a": 1}]

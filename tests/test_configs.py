@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import files
-from g2sd_jax import core, recipes, train
+import slow
+from g2sd_jax import errors, loop, recipes
 from g2sd_jax.data import source
 
 STAGES = [name for name in recipes.names() if not name.startswith("chains/")]
-STAGES.append("finetune:task=segmentation")
+STAGES += ["finetune:task=segmentation", "finetune:task=detection"]
 # Not read by a smoke run of two steps: it counts its steps itself, has no time to warm
 # up, and its data are invented.
 FILES = ("path", "hold_out", "canvas", "eval_crop", "max_bad_share")
@@ -23,7 +24,12 @@ FILES += ("class_list",)
 ELSEWHERE = {"total_epochs", "data.workers", "data.prefetch", "optim.warmup_start"}
 ELSEWHERE |= {f"data.{key}" for key in FILES}
 MAPS = {f"data.{key}" for key in ("images", "labels", "ignore", "reduce_zero_label")}
+MAPS |= {"data.map_orientation"}
 MAPS |= {f"augment.{key}" for key in ("fit", "scale", "crop_share", "crop_tries")}
+OBJECTS = {"data.images", "data.annotations", "data.surplus"}
+OBJECTS |= {"augment.flip", "augment.scale"}
+# optim.lr reads the first; plan and bench, which have no data, the others.
+OPEN = {"optim.base_lr", "data.assumed.train_examples", "data.assumed.classes"}
 TFDS = {"data.data_dir", "data.index_dir", "data.shuffle_buffer"}  # test_data_tfds.
 
 
@@ -67,17 +73,20 @@ def smoke(name, more=""):
     return recipes.load(f"{name}{',' if ':' in name else ':'}smoke{more}")
 
 
-@pytest.mark.parametrize("name", STAGES)
+# One that distils; all stages are seen running by other tests, too.
+@pytest.mark.parametrize("name", slow.parameters(STAGES, quick=["generic_distill"]))
 def test_smoke_runs_and_reads_every_key(name, tmp_path, monkeypatch):
     config = smoke(name, ",steps=2")
-    leaves = set(core.flatten(config.to_dict()))
+    leaves = set(errors.flatten(config.to_dict()))
     recorder = Recorder(config, monkeypatch)
-    final = train.run(config, str(tmp_path))
+    final = loop.run(config, str(tmp_path))
     assert final["step"] == 2
     assert np.isfinite(final["loss"])
-    elsewhere = ELSEWHERE | TFDS
-    if "images" in config.data:
-        elsewhere |= MAPS  # test_data_maps.
+    elsewhere = ELSEWHERE | TFDS | OPEN
+    if "annotations" in config.data:
+        elsewhere |= OBJECTS  # data/test_coco.
+    elif "images" in config.data:
+        elsewhere |= MAPS  # data/test_maps.
     assert leaves - recorder.read - elsewhere == set()
 
 

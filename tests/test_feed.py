@@ -12,7 +12,7 @@ import pytest
 
 import files
 import runs
-from g2sd_jax import core, feed, train
+from g2sd_jax import core, errors, feed, loop
 from g2sd_jax.data import source, threads
 
 SOON = 5.0  # Seconds that no test waits for in full.
@@ -112,11 +112,11 @@ def test_a_source_that_hangs_is_named_and_given_up(capsys):
         yield 1
         gate.wait()
 
-    wait = feed.Wait("the folder", limit=0.25, often=0.1)
+    wait = feed.Wait("the folder", limit=0.25, interval=0.1)
     fed = feed.Feed(hanging(), core.identity, 2, feed.Meter(), wait)
     assert next(fed) == 1
     said = r"^the folder has given no batch for 0 s: config.data.timeout=0\. Look "
-    with pytest.raises(core.Hung, match=said):
+    with pytest.raises(errors.Hung, match=said):
         next(fed)
     lines = capsys.readouterr().out.splitlines()
     assert (
@@ -131,7 +131,7 @@ def test_a_slow_source_is_only_talked_about(capsys):
         time.sleep(0.2)
         yield 1
 
-    wait = feed.Wait("the folder", limit=SOON, often=0.05)
+    wait = feed.Wait("the folder", limit=SOON, interval=0.05)
     fed = feed.Feed(slow(), core.identity, 2, feed.Meter(), wait)
     assert next(fed) == 1
     assert "the folder has given no batch" in capsys.readouterr().out
@@ -155,6 +155,7 @@ def pictures(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_thread_behind(pictures, tmp_path, monkeypatch):
     before, load, kept = set(threading.enumerate()), source.load, []
 
@@ -169,7 +170,7 @@ def test_a_run_leaves_no_thread_behind(pictures, tmp_path, monkeypatch):
         found = set(threading.enumerate()) - before
         return [each.name for each in found if each.name.startswith(ours)]
 
-    train.run(pictures, str(tmp_path / "run"))
+    loop.run(pictures, str(tmp_path / "run"))
     until(lambda: not left())
     assert len(kept) == 2  # Its own, and the evaluator's.
 
@@ -205,7 +206,7 @@ sys.exit(75)
 def test_threads_that_hang_change_no_end_of_a_process():
     """Those that read ahead of the last batch, or of one nobody waits for any more."""
     done = subprocess.run([sys.executable, "-c", LEAVES], timeout=60)
-    assert done.returncode == core.EXIT_AGAIN
+    assert done.returncode == errors.EXIT_AGAIN
 
 
 def test_a_pool_works_on_all_its_threads_and_ends_with_its_owner():
@@ -235,15 +236,15 @@ import sys, time
 from g2sd_jax import cli
 from g2sd_jax.data import decoder
 
-opened, asked = decoder.opened, []
+open_picture, asked = decoder.open_picture, []
 
 
 def hanging(*given):
     asked.append(given)
-    return opened(*given) if len(asked) < 5 else time.sleep(1e6)
+    return open_picture(*given) if len(asked) < 5 else time.sleep(1e6)
 
 
-decoder.opened = hanging
+decoder.open_picture = hanging
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -256,7 +257,7 @@ def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path):
     command += [f"--config.data.{key}={value}" for key, value in changes.items()]
     command += [f"--workdir={tmp_path / 'run'}", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == core.EXIT_LOST, done.stderr
+    assert done.returncode == errors.EXIT_LOST, done.stderr
     told = done.stderr.splitlines()[-1]
     said = f"error: config.data.source='folder' (config.data.path={str(root)!r}) has "
     assert told.startswith(f"{said}given no batch for 2 s: config.data.timeout=2.")

@@ -16,14 +16,14 @@ import pytest
 import safetensors.numpy
 
 import golden_files
-from g2sd_jax import core, optim, recipes, stages, step
+from g2sd_jax import core, open_keys, optim, recipes, stages, step
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.ops import augment, mixup, patches, randaugment, resize
 from g2sd_jax.stages import generic_distill, linprobe
 from g2sd_jax.tasks import reconstruction
 from g2sd_jax.weights import graft, loading, torch_names
-from golden_files import agree, given, under
+from golden_files import agree, setting, under
 
 # What the original keeps in a stage-1 student without training it.
 UNTRAINED = (r"decoder_norm\..*", r"decoder_pred\..*")
@@ -46,18 +46,19 @@ SHARED = {"patch_size": "patch", "in_chans": "channels", "mlp_ratio": "mlp_ratio
 
 def model_keys(golden, who=""):
     """`config.model` of the file's model, or of its `student_` or `teacher_`."""
-    keys = {"size": "custom", "image_size": (given(golden, "img_size"),) * 2}
+    keys = {"size": "custom", "image_size": (setting(golden, "img_size"),) * 2}
     for names, prefix in ((SHARED, ""), (SIZES, who)):
         for name, key in names.items():
             if f"config/{prefix}{name}" in golden:
-                keys[key] = given(golden, prefix + name)
+                keys[key] = setting(golden, prefix + name)
     if "dec_width" in keys:
         keys["decoder"] = "custom"
     return keys
 
 
 def load_recipe(name, model, **overrides):
-    return recipes.load(name, {"model": model, "compute_dtype": "float32", **overrides})
+    overrides |= {"model": model, "compute_dtype": "float32"}
+    return open_keys.assume(recipes.load(name, overrides))
 
 
 def grid(config):
@@ -69,7 +70,7 @@ def nhwc(images):
 
 
 def shapes_of(stage):
-    return jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    return jax.eval_shape(stage.init, jax.random.key(0))
 
 
 def trained(config, stage, arrays, unbuilt=()):
@@ -150,7 +151,7 @@ def mae_stage(golden, target="normalised"):
     config = load_recipe(
         "pretrain",
         model_keys(golden),
-        mask_ratio=given(golden, "mask_ratio"),
+        mask_ratio=setting(golden, "mask_ratio"),
         target=target,
     )
     stage = stages.build(config)
@@ -176,7 +177,7 @@ def test_mae_pretrain_loss_and_gradients(mae_file):
 
 
 def test_mae_pretrain_masking(mae_file):
-    noise, ratio = mae_file["input/noise"], given(mae_file, "mask_ratio")
+    noise, ratio = mae_file["input/noise"], setting(mae_file, "mask_ratio")
     masking = patches.mask(jnp.asarray(noise), ratio)
     keep = mae_file["output/len_keep"].item()
     assert masking.ids_keep.shape[1] == keep
@@ -236,11 +237,11 @@ def generic(generic_file, tmp_path_factory):
 
 
 def generic_recipe(golden, folder, **weights):
-    block, beta = given(golden, "layer_index"), given(golden, "smooth_l1_beta")
+    block, beta = setting(golden, "layer_index"), setting(golden, "smooth_l1_beta")
     return load_recipe(
         "generic_distill",
         model_keys(golden, "student_"),
-        mask_ratio=given(golden, "mask_ratio"),
+        mask_ratio=setting(golden, "mask_ratio"),
         distill=dict(teacher_block=block, beta=beta, **weights),
         **{"teacher.model": model_keys(golden, "teacher_")},
         **with_teacher(folder, golden),
@@ -292,7 +293,7 @@ def test_generic_distillation_encoder_loss(generic_file, generic):
 
 def test_generic_distillation_relation_loss(generic_file, generic):
     batch, draws = masked_inputs(generic_file)
-    groups = given(generic_file, "relation_heads")
+    groups = setting(generic_file, "relation_heads")
     for count, key in ((1, "ar1"), (groups, "ar")):
         parts = generic(relation=1.0, relation_groups=count)
         _, stage, params, frozen = parts
@@ -333,7 +334,7 @@ def test_generic_distillation_features(generic_file, generic):
     heads = dict(feature_width=teacher.dec_width, encoder_feature_width=teacher.width)
     student = mae.autoencoder(config.model, **heads, **cut)
     out = outputs(student, {"params": params}, image, masking)
-    target = layers.standardise(seen.decoder, given(generic_file, "target_norm_eps"))
+    target = layers.standardise(seen.decoder, setting(generic_file, "target_norm_eps"))
     found = dict(
         teacher_prenorm=seen.prenorm,
         teacher_hidden=seen.decoder,
@@ -360,7 +361,7 @@ def test_generic_distillation_features(generic_file, generic):
 
 
 def classifier_keys(golden, who=""):
-    pooled = given(golden, ("teacher_" if who == "teacher_" else "") + "global_pool")
+    pooled = setting(golden, ("teacher_" if who == "teacher_" else "") + "global_pool")
     return {**model_keys(golden, who), "pool": "avg" if pooled else "cls"}
 
 
@@ -396,7 +397,7 @@ def specific_recipe(golden, folder, loss, keys=None, **distill_keys):
         classifier_keys(golden, "student_"),
         distill=distill_keys,
         **{
-            "data.classes": given(golden, "num_classes"),
+            "data.classes": setting(golden, "num_classes"),
             "teacher.model": classifier_keys(golden, "teacher_"),
         },
         **with_teacher(folder, golden),
@@ -473,14 +474,14 @@ def test_classifier_dist_cls_nkd(dist_file, dist):
 def finetune_recipe(golden, model, smoothing=0.0, **overrides):
     keys = {"mixup": 0.0, "cutmix": 0.0, "smoothing": smoothing}
     keys = {f"augment.{key}": value for key, value in keys.items()}
-    keys["data.classes"] = given(golden, "num_classes")
+    keys["data.classes"] = setting(golden, "num_classes")
     return load_recipe("finetune", {"drop_path": 0.0, **model}, **keys, **overrides)
 
 
 def plain(stem):
     golden = golden_files.load(stem)
     batch, output = classifier_batch(golden), under(golden, "output")
-    assert not given(golden, "distillation")
+    assert not setting(golden, "distillation")
     config = finetune_recipe(golden, classifier_keys(golden))
     stage = stages.build(config)
     params = trained(config, stage, under(golden, "param"))
@@ -495,7 +496,7 @@ def plain(stem):
     agree(out.logits, output["logits"], "logits")
     del batch["target"]
     batch["label"] = golden["input/labels"].astype(np.int32)
-    smoothing = given(golden, "label_smoothing")
+    smoothing = setting(golden, "label_smoothing")
     for value, key in ((smoothing, "loss_label_smoothing"), (0.0, "loss_ce")):
         stage = stages.build(finetune_recipe(golden, classifier_keys(golden), value))
         loss, _ = loss_of(stage, params, batch, {}, {})
@@ -528,24 +529,24 @@ def optim_keys(golden, **renamed):
         **renamed,
     )
     keys = {
-        f"optim.{key}": given(golden, name)
+        f"optim.{key}": setting(golden, name)
         for name, key in names.items()
         if f"config/{name}" in golden
     }
     if "config/dist_token_weight_decay" in golden:
-        decay = given(golden, "dist_token_weight_decay")
-        assert decay in (0.0, given(golden, "weight_decay"))
+        decay = setting(golden, "dist_token_weight_decay")
+        assert decay in (0.0, setting(golden, "weight_decay"))
         keys["optim.decay_dist_token"] = decay > 0
     return keys
 
 
 def train_as_the_file(golden, config, stage, params, frozen, micros, told_as):
     """Steps the real optimiser through the file's micro-batches; returns parameters."""
-    count, parts = given(golden, "n"), given(golden, "accum_iter")
+    count, parts = setting(golden, "n"), setting(golden, "accum_iter")
     per_epoch = count / parts
     # The reference starts at this epoch with fresh moments.
-    start = given(golden, "epoch") * per_epoch
-    total = given(golden, "epochs") * per_epoch
+    start = setting(golden, "epoch") * per_epoch
+    total = setting(golden, "epochs") * per_epoch
     schedule = optim.learning_rate(config.optim, per_epoch, total)
     rate = lambda step: schedule(step + start)
     tx = optim.build(config.optim, torch_names.names(params), rate)
@@ -589,13 +590,13 @@ def agree_after(golden, updates, got):
     """Parameters after the last step; returns the names of those we do not build."""
     want = under(golden, "output/param")
     for name in sorted(got):
-        agree_parameters(got[name], want[name], name, updates * given(golden, "lr"))
+        agree_parameters(got[name], want[name], name, updates * setting(golden, "lr"))
     return set(want) - set(got)
 
 
 def test_gd_train_steps(tmp_path):
     golden = golden_files.load("gd_train_steps")
-    tokens = "all" if given(golden, "supervise_all") else "masked"
+    tokens = "all" if setting(golden, "supervise_all") else "masked"
     weights = dict(OFF, feature=1.0, tokens=tokens)
     config = generic_recipe(golden, tmp_path, **weights)
     with config.unlocked():
@@ -624,7 +625,7 @@ def test_sd_train_steps_nkd(tmp_path):
 
 def sd_train_steps(tmp_path, stem):
     golden = golden_files.load(stem)
-    loss = "nkd" if given(golden, "nkd") else "hard"
+    loss = "nkd" if setting(golden, "nkd") else "hard"
     config = specific_recipe(golden, tmp_path, loss, optim_keys(golden))
     stage = stages.build(config)
     arrays = under(golden, "param/student")
@@ -704,15 +705,15 @@ def adamw(stem, make, unbuilt=()):
     golden = golden_files.load(stem)
     arrays = under(golden, "param")
     config = make(golden, arrays)
-    assert config.model.depth == given(golden, "depth")
+    assert config.model.depth == setting(golden, "depth")
     stage = stages.build(config)
     dropped = [*unbuilt, "(decoder_)?pos_embed"] if unbuilt else []
     params = trained(config, stage, arrays, dropped)
-    rate = optim.learning_rate(config.optim, 1, given(golden, "epochs"))
+    rate = optim.learning_rate(config.optim, 1, setting(golden, "epochs"))
     tx = optim.build(config.optim, torch_names.names(params), rate)
     opt_state, update = tx.init(params), jax.jit(tx.update)
     epochs = golden["config/epoch_at_step"]
-    assert len(epochs) == given(golden, "steps")
+    assert len(epochs) == setting(golden, "steps")
     for i, epoch in enumerate(epochs):
         agree(rate(epoch), golden[f"output/lr/{i}"], f"rate {i}")
         grads = under(golden, f"input/grad/{i}")
@@ -758,7 +759,7 @@ def test_param_groups_of_fine_tuning():
     golden = golden_files.load("param_groups")
     models = {key.split("/")[0] for key in under(golden, "output/lrd")}
     assert models
-    depth, decay = given(golden, "depth"), given(golden, "layer_decay")
+    depth, decay = setting(golden, "depth"), setting(golden, "layer_decay")
     for model in sorted(models):
         said = under(golden, f"output/lrd/{model}")
         pool = "avg" if "_gap" in model else "cls"
@@ -769,7 +770,7 @@ def test_param_groups_of_fine_tuning():
             keys,
             **{
                 "optim.layer_decay": decay,
-                "optim.wd": given(golden, "weight_decay"),
+                "optim.wd": setting(golden, "weight_decay"),
                 "optim.decay_dist_token": not model.endswith("_timm04"),
             },
         )
@@ -808,12 +809,12 @@ def test_param_groups_of_pretraining():
     golden = golden_files.load("param_groups")
     said = under(golden, "output/add_weight_decay")
     depths = dict(
-        depth=given(golden, "gd_depth"), dec_depth=given(golden, "gd_decoder_depth")
+        depth=setting(golden, "gd_depth"), dec_depth=setting(golden, "gd_decoder_depth")
     )
     config = load_recipe(
         "generic_distill",
         {"size": "ti16", **depths},
-        **{"optim.wd": given(golden, "gd_weight_decay")},
+        **{"optim.wd": setting(golden, "gd_weight_decay")},
     )
     with config.unlocked():
         config.distill.encoder_feature = 1.0
@@ -865,17 +866,17 @@ def test_mixup_cutmix():
     golden = golden_files.load("mixup_cutmix")
     image = nhwc(golden["input/images"])
     label = golden["input/labels"].astype(np.int32)
-    classes, smoothing = given(golden, "num_classes"), given(golden, "smoothing")
+    classes, smoothing = setting(golden, "num_classes"), setting(golden, "smoothing")
     config = load_recipe(
         "finetune",
         {"image_size": image.shape[1:3]},
         **{
             "data.classes": classes,
             "augment.smoothing": smoothing,
-            "augment.mixup": given(golden, "mixup_alpha"),
-            "augment.cutmix": given(golden, "cutmix_alpha"),
-            "augment.switch": given(golden, "switch_prob"),
-            "augment.mix_prob": given(golden, "prob"),
+            "augment.mixup": setting(golden, "mixup_alpha"),
+            "augment.cutmix": setting(golden, "cutmix_alpha"),
+            "augment.switch": setting(golden, "switch_prob"),
+            "augment.mix_prob": setting(golden, "prob"),
         },
     )
     spec = augment.spec(config, train=True)
@@ -904,10 +905,10 @@ def test_randaugment_ops():
     image = jnp.asarray(golden["input/image"], jnp.float32)
     levels, fill = golden["config/levels"], golden["config/fill"]
     assert golden["config/names"].tolist() == list(randaugment.OPERATIONS)
-    policy = given(golden, "policy")
-    mean, deviation = given(golden, "magnitude"), given(golden, "magnitude_std")
+    policy = setting(golden, "policy")
+    mean, deviation = setting(golden, "magnitude"), setting(golden, "magnitude_std")
     assert randaugment.parse(policy) == (mean, deviation)
-    assert given(golden, "max_level") == randaugment.HIGHEST
+    assert setting(golden, "max_level") == randaugment.HIGHEST
     operate = jax.jit(randaugment.operate, static_argnums=0)
     seen = set()
     for name, operation in randaugment.OPERATIONS.items():
@@ -949,7 +950,7 @@ def test_checkpoint_transfer(tmp_path):
         )
         config = finetune_recipe(golden, keys, init_from=source)
         stage = stages.build(config)
-        fresh = jax.jit(lambda key, s=stage: s.init(key, {}))(jax.random.key(0))
+        fresh = jax.jit(stage.init)(jax.random.key(0))
         fresh = {"params": torch_names.from_torch(fresh["params"], new)}
         variables = stage.warm_start(fresh)
         ours = torch_names.to_torch(variables["params"])
@@ -982,13 +983,13 @@ def dmae_recipe(golden, **overrides):
     return load_recipe(
         "dmae_distill",
         model_keys(golden, "student_"),
-        mask_ratio=given(golden, "mask_ratio"),
-        target="normalised" if given(golden, "norm_pix_loss") else "raw",
+        mask_ratio=setting(golden, "mask_ratio"),
+        target="normalised" if setting(golden, "norm_pix_loss") else "raw",
         distill=dict(
             student_blocks=tuple(golden["config/student_align_blocks"].tolist()),
             teacher_blocks=tuple(golden["config/teacher_align_blocks"].tolist()),
-            projection=PROJECTIONS[given(golden, "projection_mode")],
-            norm=given(golden, "distill_func").lower(),
+            projection=PROJECTIONS[setting(golden, "projection_mode")],
+            norm=setting(golden, "distill_func").lower(),
         ),
         **{"teacher.model": model_keys(golden, "teacher_"), **overrides},
     )
@@ -1044,22 +1045,22 @@ def test_dmae_noproj(tmp_path):
 def test_linear_probe():
     golden = golden_files.load("linear_probe")
     features, label = golden["input/features"], golden["input/labels"]
-    steps = given(golden, "steps")
+    steps = setting(golden, "steps")
     config = recipes.load(
         "linprobe",
         {
-            "data.train_examples": given(golden, "batch"),
-            "batch": given(golden, "batch"),
+            "data.train_examples": setting(golden, "batch"),
+            "batch": setting(golden, "batch"),
             "total_steps": steps,
-            "optim.lr": given(golden, "lr"),
-            "optim.min_lr": given(golden, "lr"),
-            "optim.wd": given(golden, "weight_decay"),
-            "optim.momentum": given(golden, "momentum"),
-            "optim.trust_coefficient": given(golden, "trust_coefficient"),
+            "optim.lr": setting(golden, "lr"),
+            "optim.min_lr": setting(golden, "lr"),
+            "optim.wd": setting(golden, "weight_decay"),
+            "optim.momentum": setting(golden, "momentum"),
+            "optim.trust_coefficient": setting(golden, "trust_coefficient"),
             "optim.warmup_epochs": 0.0,
         },
     )
-    probe = linprobe.Probe(given(golden, "num_classes"))
+    probe = linprobe.Probe(setting(golden, "num_classes"))
     shapes = jax.eval_shape(
         lambda key: probe.init(key, features[0], True), jax.random.key(0)
     )
@@ -1068,10 +1069,10 @@ def test_linear_probe():
         given = params, model_state, batch["features"], batch["target"]
         return linprobe.probe_loss(probe, *given)
 
-    stage = core.Stage(None, core.nothing, loss)
+    stage = core.Stage(None, core.no_metrics, loss)
     initial = {f"head.{name}": value for name, value in under(golden, "param").items()}
     params = torch_names.from_torch(shapes["params"], initial)
-    rate = optim.learning_rate(config.optim, *step.count(config))
+    rate = optim.learning_rate(config.optim, *step.count_steps(config))
     tx = optim.build(config.optim, torch_names.names(params), rate)
     state = step.new_state(dict(shapes, params=params), tx)
     state = state.replace(
@@ -1120,6 +1121,9 @@ def init_recipe(golden, kind, shapes):
             keys,
             width=shapes["encoderfeature_pred.fc1.bias"][0],
             dec_width=shapes["decoderfeature_pred.fc1.bias"][0],
+            # The file does not tell its heads; one divides every width.
+            heads=1,
+            dec_heads=1,
         )
         return load_recipe(
             "generic_distill",
@@ -1194,7 +1198,7 @@ def init_stats(stem, kinds):
         shapes = dict(zip(names, sides, strict=True))
         config = init_recipe(golden, kind, shapes)
         stage = stages.build(config)
-        init = jax.jit(lambda key, s=stage: s.init(key, {})["params"])
+        init = jax.jit(lambda key, s=stage: s.init(key)["params"])
         table_grid = grid(config) if "mask_token" in shapes else None
         draws = [
             torch_names.to_torch(init(jax.random.key(seed)), table_grid)

@@ -3,6 +3,8 @@
 """Imports point down, the accelerator's part needs no TensorFlow, headers are there."""
 
 import ast
+import configparser
+import importlib
 import pathlib
 import re
 import subprocess
@@ -17,58 +19,38 @@ HEADER = (
     "# Copyright 2026 The g2sd_jax Authors\n# SPDX-License-Identifier: Apache-2.0\n"
 )
 
-# What each part may import of the package, beside its own folder. The order is that of
-# the map in docs: main > train > stages > tasks > the machine > the mathematics > core.
-CORE = {"", "core"}
-MATHS = CORE | {"ops", "losses"}
-MACHINE = MATHS | {"models", "checkpoint", "weights", "optim", "parallel", "metrics"}
-MACHINE |= {"data", "step", "workdir", "feed", "clock", "summary"}
-MACHINE |= {"cluster", "evaluation", "nonfinite", "orbax_errors"}
-MACHINE |= {"palette", "retention"}
-TASKS = MACHINE | {"tasks"}
-TRAIN = TASKS | {"stages", "train", "recipes"}
-TOP = TRAIN | {"main", "cli", "tools"}
-ALLOWED = {
-    "": set(),
-    "core": {""},
-    "palette": {"data"},
-    "recipes": CORE,
-    "wire": set(),
-    "peers": CORE | {"wire"},
-    "cluster": MACHINE | {"peers", "wire"},
-    "nonfinite": MACHINE,
-    "ops": MATHS,
-    "losses": MATHS,
-    "data": set(),
-    "models": MATHS,
-    "checkpoint": CORE | {"cluster", "metrics", "orbax_errors", "retention", "workdir"},
-    "orbax_errors": set(),
-    "retention": CORE,
-    "weights": MACHINE,
-    "optim": MACHINE,
-    "parallel": MACHINE,
-    "metrics": MACHINE,
-    "step": MACHINE,
-    "workdir": MACHINE,
-    "feed": CORE,
-    "clock": CORE,
-    "summary": MACHINE,
-    "evaluation": CORE | {"parallel"},
-    "tasks": TASKS,
-    "stages": TASKS | {"stages"},
-    "train": TRAIN,
-    "main": TOP,
-    "cli": TOP,
-    "tools": TOP,
-}
+# The parts of the package, from the bottom to the top: a room (a folder), or a file
+# beside them. Each imports from the layers below its own and from itself, nothing else.
+LAYERS = (
+    ("errors", "label_values", "configs"),
+    ("interrupts", "json_files"),
+    ("core", "command", "recipes"),
+    ("ops", "data", "parallel", "workdir", "optim", "feed", "clock", "digest"),
+    ("losses", "palette", "hosts", "metrics", "models"),
+    ("checkpoint", "lock", "outlines"),
+    ("weights", "nonfinite"),
+    ("step", "summary", "evaluators", "exports"),
+    ("tasks", "open_keys"),
+    ("stages",),
+    ("kinds",),
+    ("finished", "loop"),
+    ("measure",),
+    ("pages",),
+    ("main", "tools"),
+    ("api",),
+    ("cli",),
+)
 # Third-party packages of the parts that promise to know only these.
 THIRD_PARTY = {
-    "ops": {"jax", "numpy", "optax", "chex"},
-    "losses": {"jax", "numpy", "optax", "chex"},
+    "ops": {"jax", "jaxtyping", "ml_collections", "numpy", "optax"},
+    "losses": {"jax", "jaxtyping", "numpy", "optax"},
     "data": {
         "numpy",
         "etils",
         "PIL",
+        "ml_collections",
+        "pycocotools",
+        "shapely",
         "simplejpeg",
         "sklearn",
         "tensorflow",
@@ -107,31 +89,108 @@ def module_name(path: pathlib.Path) -> str:
     return dotted.removesuffix(".__init__")
 
 
+def upward(part: str, ours: set[str]) -> set[str]:
+    """Those of the imported parts that do not stand in a layer below `part`."""
+    heights = {name: i for i, names in enumerate(LAYERS) for name in names}
+    assert part in heights, f"say in LAYERS where {part!r} stands"
+    return {other for other in ours - {part} if heights[other] >= heights[part]}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_point_down(path):
     part = part_of(module_name(path))
-    assert part in ALLOWED, f"{path}: say in ALLOWED what {part!r} may import"
     names = imports_of(path)
-    ours = {part_of(name) for name in names if name.split(".")[0] == "g2sd_jax"}
-    upward = ours - ALLOWED[part] - {part}
-    assert not upward, f"{path} imports {sorted(upward)}, which stand above {part!r}"
+    ours = {part_of(name) for name in names if name.split(".")[0] == "g2sd_jax"} - {""}
+    # The package itself offers the interface, once it is asked for.
+    higher = upward(part, ours) if part else ours - {"api"}
+    assert not higher, f"{path} imports {sorted(higher)}, not below {part!r}"
     if part in THIRD_PARTY:
         others = {name.split(".")[0] for name in names} - {"g2sd_jax"}
         others -= set(sys.stdlib_module_names) | THIRD_PARTY[part]
         assert not others, f"{path} imports {sorted(others)}; {part!r} knows none of it"
 
 
+def test_layers_name_what_there_is():
+    named = [name for names in LAYERS for name in names]
+    assert sorted(named) == sorted({part_of(module_name(p)) for p in SOURCES} - {""})
+
+
+def missing_attributes(path: pathlib.Path) -> list[str]:
+    """`module.name` in a file where that module of ours has no such name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and part_of(node.module) != "data":
+            for alias in node.names:
+                dotted = f"{node.module}.{alias.name}"
+                if BY_NAME.match(dotted) and is_module(dotted):
+                    modules[alias.asname or alias.name] = dotted
+    return [
+        f"{node.value.id}.{node.attr}, line {node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in modules
+        if not hasattr(importlib.import_module(modules[node.value.id]), node.attr)
+    ]
+
+
+def is_module(dotted: str) -> bool:
+    base = ROOT.joinpath(*dotted.split("."))
+    return base.with_suffix(".py").exists() or (base / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_modules_have_the_names_that_are_asked_of_them(path):
+    assert missing_attributes(path) == []
+
+
+def test_a_name_that_a_module_lacks_is_noticed(tmp_path):
+    file = tmp_path / "file.py"
+    file.write_text("from g2sd_jax import errors\nerrors.one_of, errors.none_of\n")
+    assert missing_attributes(file) == ["errors.none_of, line 2"]
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The names along one circle of imports, [] where there is none."""
+    done: set[str] = set()
+
+    def walk(name, path):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph.get(name, ())):
+            if found := walk(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next(filter(None, (walk(name, []) for name in sorted(graph))), [])
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    modules = {module_name(path) for path in SOURCES}
+    graph = {module_name(path): imports_of(path) & modules for path in SOURCES}
+    graph = {name: others - {name, "g2sd_jax"} for name, others in graph.items()}
+    assert not circle(graph)
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
 def test_the_check_sees_what_it_forbids(tmp_path):
     file = tmp_path / "probe.py"
     file.write_text(
-        "from g2sd_jax import train\nimport jax.numpy as jnp\n"
+        "from g2sd_jax import loop\nimport jax.numpy as jnp\n"
         "def late():\n    from g2sd_jax.tools import chain\n"
         "    importlib.import_module('g2sd_jax.main')\n"
     )
     found = imports_of(file)
-    assert {"g2sd_jax.train", "g2sd_jax.tools", "g2sd_jax.main", "jax.numpy"} <= found
+    assert {"g2sd_jax.loop", "g2sd_jax.tools", "g2sd_jax.main", "jax.numpy"} <= found
     assert part_of("g2sd_jax.tools") == "tools"
     assert part_of("g2sd_jax") == ""
+    assert upward("ops", {"errors", "core", "loop", "data", "ops"}) == {
+        "loop",
+        "data",
+    }
 
 
 def hidden_modules(path: pathlib.Path) -> set[str]:
@@ -177,16 +236,15 @@ def test_the_search_for_hidden_modules_finds_them(tmp_path):
     "path", sorted((ROOT / "configs").rglob("*.py")), ids=module_name
 )
 def test_configs_import_no_package_code(path):
-    roots = {name.split(".")[0] for name in imports_of(path)}
-    assert roots <= set(sys.stdlib_module_names) | {
-        "configs",
-        "ml_collections",
-        "numpy",
-    }
+    names = imports_of(path)
+    ours = {part_of(name) for name in names if name.split(".")[0] == "g2sd_jax"}
+    assert ours <= {"configs"}
+    others = {name.split(".")[0] for name in names} - {"g2sd_jax"}
+    assert others <= set(sys.stdlib_module_names) | {"ml_collections", "numpy"}
 
 
 def test_train_never_names_a_stage():
-    path = PACKAGE / "train.py"
+    path = PACKAGE / "loop.py"
     stages = {file.stem for file in (PACKAGE / "stages").glob("*.py")} - {"__init__"}
     text = path.read_text(encoding="utf-8")
     named = {stage for stage in stages if re.search(rf"\b{stage}\b", text)}
@@ -204,11 +262,16 @@ def test_every_file_has_the_header():
     assert not without
 
 
-def test_every_folder_of_code_is_a_package():
-    # `packages = find:` leaves out, without a word, what has no __init__.py.
-    for top in (PACKAGE, ROOT / "configs"):
-        for folder in {file.parent for file in top.rglob("*.py")}:
-            assert (folder / "__init__.py").is_file(), folder
+def test_setup_lists_every_folder_of_code():
+    """What it does not list is not installed, without a word."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    folders = {file.parent for file in PACKAGE.rglob("*.py")}
+    folders |= {file.parent for file in (ROOT / "configs").rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+    dotted = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    installed = {re.sub(r"^configs\b", "g2sd_jax.configs", name) for name in dotted}
+    assert set(setup["options"]["packages"].split()) == installed
 
 
 WITHOUT_TENSORFLOW = """

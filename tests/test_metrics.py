@@ -47,6 +47,41 @@ def test_a_resume_drops_what_it_will_repeat(tmp_path):
     ]
 
 
+DAMAGED = {
+    "half a line": b'{"step": 3, "lo',
+    "zeros": b"\0" * 40,
+    "no text": b'{"step": 3, "lo\xffs": 1.0}',
+    "another value": b"[3, 0.5]",
+    "no step": b'{"loss": 0.5}',
+    "another step": b'{"step": "3", "loss": 0.5}',
+    "no number": b'{"step": 3, "loss": {"a": 1}}',
+    "very deep": b"[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_line_costs_that_line_and_is_told(case, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": n, "loss": 0.5}).encode() for n in range(1, 7)]
+    lines[2] = DAMAGED[case]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    for _ in range(2):  # Told once.
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2, 4, 5, 6]
+    assert capsys.readouterr().out == f"{path}, line 3: damaged, and left out\n"
+    writer = metrics.Writer(tmp_path, config(), 5, 10, main=True)
+    writer.write(6, {"loss": 0.25})
+    writer.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 4, 5, 6]
+    assert metrics.last_losses(str(tmp_path)) == {"loss": 0.25}
+
+
+def test_a_line_cut_short_by_a_kill_is_not_told(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert rows(tmp_path) == [{"step": 1, "loss": 0.5}]
+    assert capsys.readouterr().out == ""
+
+
 def test_a_start_from_nothing_keeps_nothing(tmp_path):
     for _ in range(2):
         writer = metrics.Writer(tmp_path, config(), 0, 10, main=True)

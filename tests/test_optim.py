@@ -182,6 +182,13 @@ def test_poly_by_hand():
     np.testing.assert_allclose(got[:-1], (expected * warm)[:-1], rtol=1e-6)
 
 
+def test_the_floor_of_poly_is_added_and_no_maximum():
+    keys = dict(power=2.0, warmup_start=0.1, warmup_epochs=4.0, min_lr=0.2)
+    rate = optim.learning_rate(optimiser(schedule="poly", lr=1.0, **keys), 1, 10)
+    np.testing.assert_allclose(rate(5), 0.8 * 0.25 + 0.2, rtol=1e-6)
+    np.testing.assert_allclose(rate(2), 0.55 * (0.8 * 0.64 + 0.2), rtol=1e-6)
+
+
 @pytest.mark.parametrize("per_epoch", [1, 1848, 1843.75, 246.8, 1619.45])
 def test_steps_by_hand(per_epoch):
     total, milestones = 184_375, (163_889, 177_546)

@@ -6,24 +6,34 @@ import numpy as np
 from PIL import Image, ImageFont
 
 from g2sd_jax import palette
-from g2sd_jax.data import geometry
-from g2sd_jax.losses import cross_entropy
 
 
 def test_colours_are_told_apart_and_black_is_ignored():
     table = palette.colours()
     assert table.shape == (256, 3) and table.dtype == np.uint8
     assert (table[255] == 0).all()
-    places = palette.lab(table)
-    for count, least in ((11, 50), (21, 35), (150, 14), (255, 11)):
-        chosen = np.concatenate([places[:count], places[255:]])  # And from black.
-        apart = np.linalg.norm(chosen[:, None] - chosen[None], axis=-1)
-        assert apart[~np.eye(count + 1, dtype=bool)].min() > least, count
+    lab_views = palette.views(table)
+    # To the eye, and to the worse of two that are colour-blind.
+    for count, least, blind in ((5, 60, 35), (11, 30, 20), (21, 20, 13), (255, 5, 3)):
+        chosen = np.concatenate(
+            [lab_views[:, :count], lab_views[:, 255:]], axis=1
+        )  # And black.
+        apart = np.linalg.norm(chosen[:, :, None] - chosen[:, None], axis=-1)
+        apart = apart[:, ~np.eye(count + 1, dtype=bool)]
+        assert apart[0].min() > least, count
+        assert apart[1:].min() > blind, count
+    chroma = np.hypot(*palette.lab(table)[:, 1:].T)
+    assert chroma.max() < palette.CHROMA  # Neon green has 118.
 
 
-def test_what_is_ignored_is_the_same_to_data_and_losses():
-    # Neither may import the other.
-    assert geometry.IGNORED == cross_entropy.IGNORED == palette.IGNORED == 255
+def test_colour_blind_eyes_confuse_what_others_tell_apart():
+    pair = np.array([[200, 60, 40], [110, 110, 40]], np.uint8)  # A red, an olive.
+    eye, without_red, without_green = palette.views(pair)
+    distance = lambda places: np.linalg.norm(places[0] - places[1])
+    assert distance(eye) > 60
+    assert min(distance(without_red), distance(without_green)) < 25
+    grey = palette.views(np.array([[128, 128, 128]], np.uint8))
+    np.testing.assert_allclose(grey[1:], grey[:1].repeat(2, 0), atol=0.1)
 
 
 def test_lab_of_known_colours():
@@ -32,13 +42,16 @@ def test_lab_of_known_colours():
     np.testing.assert_allclose(got, want, atol=0.15)
 
 
-def test_pictures_are_tinted_pixel_by_pixel():
-    image = np.full((2, 3, 3), 100, np.uint8)
-    label_map = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
-    got = palette.tinted(image, label_map)
-    want = np.round(0.6 * palette.colours()[[0, 1, 255]] + 40)
-    np.testing.assert_array_equal(got[0], want)
-    np.testing.assert_array_equal(got[1, 2], got[0, 0])
+def test_pictures_are_tinted_pixel_by_pixel_with_edges():
+    image = np.full((3, 4, 3), 100, np.uint8)
+    label_map = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [255] * 4], np.uint8)
+    got = palette.tint(image, label_map)
+    zero, one = palette.colours()[:2].astype(float)
+    np.testing.assert_allclose(got[0, 0], 0.5 * zero + 50, atol=0.51)
+    np.testing.assert_allclose(got[0, 3], 0.5 * one + 50, atol=0.51)
+    np.testing.assert_allclose(got[0, 1], 0.7 * zero, atol=0.51)  # Beside class 1.
+    np.testing.assert_allclose(got[1, 3], 0.7 * one, atol=0.51)  # Above the ignored.
+    assert (got[2] == 50).all()
 
 
 def test_a_legend_has_every_colour_and_fits():
@@ -63,7 +76,9 @@ def test_wide_letters_do_not_overlap():
 
 
 def test_names_the_font_can_not_draw_are_numbers():
-    names = [palette.drawable(name, 7) for name in ("sky", "naïve", "道路", "– 5 %")]
+    names = [
+        palette.drawable_name(name, 7) for name in ("sky", "naïve", "道路", "– 5 %")
+    ]
     assert names == ["sky", "7", "7", "7"]
     font = ImageFont.load_default()
     box = bytes(font.getmask("\uffff"))  # What it draws for what it lacks.
@@ -74,7 +89,7 @@ def test_names_the_font_can_not_draw_are_numbers():
 
 def test_an_indexed_picture_keeps_its_labels(tmp_path):
     label_map = np.array([[0, 5], [255, 149]], np.uint8)
-    palette.indexed(label_map).save(tmp_path / "a.png")
+    palette.to_indexed(label_map).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), label_map)
         shown = np.asarray(image.convert("RGB"))

@@ -1,16 +1,19 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
 import argparse
+import json
+import pathlib
 import subprocess
 import sys
 
 import ml_collections
 import pytest
 
-from g2sd_jax import recipes
+from g2sd_jax import command, errors, recipes
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = """
-from configs import common
+from g2sd_jax.configs import common
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -58,6 +61,7 @@ def test_a_path_with_arguments(recipe):
         ("data.mean", "0.5,1,0.5", (0.5, 1.0, 0.5)),
         ("data.mean", [0.5, 0.5, 0.5], (0.5, 0.5, 0.5)),
         ("model.image_size", "(32, 48)", (32, 48)),
+        ("model.image_size", "48", (48, 48)),
         ("names", "('a', 'b')", ("a", "b")),
         ("total_steps", "None", None),
         ("total_steps", "12", 12),
@@ -118,18 +122,65 @@ def test_shipped_recipes_load_from_any_folder(tmp_path, monkeypatch):
         assert isinstance(recipes.load(name), ml_collections.ConfigDict), name
 
 
-def test_a_configs_folder_of_the_user_does_not_hide_ours(tmp_path):
+def load_elsewhere(folder, spec, *path):
+    """Loads a recipe in another process; returns the stage it prints, or the error."""
+    code = (
+        "import sys; from g2sd_jax import command, recipes\n"
+        "sys.exit(command.guarded(lambda: print(recipes.load(sys.argv[1]).stage)))"
+    )
+    environment = {"PYTHONPATH": ":".join(map(str, path)), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, spec],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def user_configs(tmp_path):
+    """A folder with a package `configs` that is not ours, and recipes in it."""
     folder = tmp_path / "configs"
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "mine.py").write_text(RECIPE)
-    code = "from g2sd_jax import recipes; print(recipes.load('configs/mine.py').stage)"
-    command = [sys.executable, "-c", code]
-    path = {"PYTHONPATH": f"{tmp_path}:{recipes.ROOT}", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=path, capture_output=True, text=True
-    )
-    assert done.stdout == "probe\n", done.stderr
+    (folder / "old.py").write_text(RECIPE.replace("g2sd_jax.configs", "configs"))
+    return folder
+
+
+def test_a_configs_package_of_the_user_and_ours_do_not_meet(tmp_path, user_configs):
+    assert load_elsewhere(tmp_path, "configs/mine.py", tmp_path, ROOT) == "probe\n"
+    assert load_elsewhere(ROOT, user_configs / "mine.py", ROOT, tmp_path) == "probe\n"
+    # What the user's own provides is the user's.
+    (user_configs / "common.py").write_text("from g2sd_jax.configs.common import *")
+    assert load_elsewhere(tmp_path, "configs/old.py", tmp_path, ROOT) == "probe\n"
+
+
+def test_the_old_name_of_the_shipped_recipes_is_told_the_new_one(
+    tmp_path, user_configs
+):
+    old = user_configs / "old.py"
+    in_a_checkout = load_elsewhere(ROOT, old, ROOT)
+    # Their package has no such module; nor has any that an environment holds.
+    old.write_text("\nfrom configs import schedules")
+    beside_theirs = load_elsewhere(tmp_path, old, tmp_path, ROOT)
+    for printed in (in_a_checkout, beside_theirs):
+        assert printed.startswith(f"error: recipe {old}, line 2: ImportError: ")
+        assert printed.endswith("are imported `from g2sd_jax.configs`\n")
+        assert printed.count("\n") == 1
+    old.write_text("import configs_of_mine")
+    assert "g2sd_jax.configs" not in load_elsewhere(tmp_path, old, ROOT)
+
+
+@pytest.mark.parametrize(
+    "spec", ["pretrain", "configs/pretrain.py", "configs/chains/digits.py"]
+)
+def test_a_checkout_finds_its_recipes_by_name_and_by_path(spec):
+    name = pathlib.PurePath(spec).with_suffix("").as_posix().removeprefix("configs/")
+    assert recipes.load(str(ROOT / spec) if "/" in spec else spec) == recipes.load(name)
+    assert recipes.FOLDER == ROOT / "configs"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +194,12 @@ def test_a_configs_folder_of_the_user_does_not_hide_ours(tmp_path):
         (
             "def get_config(text=''):\n    raise ValueError('sizes: s16')",
             "^sizes: s16$",
+        ),
+        (
+            "from g2sd_jax.configs import common\n\n"
+            "def get_config():\n    config = common.base()\n    config.shown = 3\n"
+            "    return config",
+            "config.shown is called config.first_batch_images now",
         ),
     ],
 )
@@ -172,3 +229,61 @@ def test_parse_keeps_the_parsers_own_arguments(recipe):
     assert (args.workdir, args.config.batch, args.config.optim.wd) == ("runs/a", 8, 0.2)
     with pytest.raises(ValueError, match=r"--config\.batch has no value"):
         recipes.parse(argparse.ArgumentParser(), [argv[0], "--config.batch"])
+
+
+def test_an_old_workdir_opens_by_its_new_keys(tmp_path, capsys):
+    old = {"stage": "own", "shown": 5, "signal": {"loss": True}, "batch": 4}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    for _ in range(2):
+        config = recipes.from_workdir(tmp_path, {"monitor.loss": False})
+        assert config.to_dict() == {
+            "stage": "own",
+            "first_batch_images": 5,
+            "monitor": {"loss": False},
+            "batch": 4,
+        }
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{tmp_path}/config.json is of an older version: config.shown is "
+        "config.first_batch_images now, config.signal is config.monitor now"
+    ]
+
+
+def test_the_steps_of_an_old_chain_have_their_new_keys():
+    step = {"recipe": "pretrain", "signal": {"loss": True}}
+    stored = {"seeds": [0], "steps": {"signal": step}}
+    renamed = {"recipe": "pretrain", "monitor": {"loss": True}}
+    current = {"seeds": [0], "steps": {"signal": renamed}}
+    assert recipes.rename_keys(stored) == current
+    assert recipes.rename_keys(current) == current
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [
+        ("shown", "first_batch_images", 3),
+        ("signal.neighbours", "monitor.neighbours", 7),
+    ],
+)
+def test_an_old_key_is_taken_as_its_new_name(key, name, value, capsys):
+    config = recipes.load("pretrain", {key: str(value)})
+    assert errors.flatten(config.to_dict())[name] == value
+    line = f"config.{key} is called config.{name} now, and taken so\n"
+    assert capsys.readouterr().out == line
+    with pytest.raises(ValueError, match=r"config\.monitor\.lost is not a key"):
+        recipes.load("pretrain", {"signal.lost": "1"})
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_lists_its_arguments(name):
+    with pytest.raises(ValueError, match="and their defaults: smoke=False, "):
+        recipes.load(f"{name}:help")
+
+
+def test_verbs_list_the_recipes_that_they_take():
+    for verb, listed in (("chain", True), ("train", False)):
+        parser = command.Parser(verb)
+        with pytest.raises(ValueError, match="--config"):
+            recipes.parse(parser, [])
+        assert ("chains/digits" in parser.format_help()) == listed
+        assert ("generic_distill" in parser.format_help()) != listed

@@ -8,49 +8,13 @@ import pytest
 from PIL import Image
 
 import runs
-from g2sd_jax import core, palette, parallel, stages, summary, train
-from g2sd_jax.data import dataset as datasets
+from g2sd_jax import core, loop, palette, parallel, stages, summary
 from g2sd_jax.data import order, source
 from g2sd_jax.ops import augment
 
 
-def labelled(labels, classes=()):
-    image = np.zeros((len(labels), 16, 16, 3), np.uint8)
-    config = runs.small("finetune")
-    return datasets.in_memory(config, image, np.array(labels), classes)
-
-
-def test_counts_name_the_most_the_least_and_the_empty():
-    config = runs.small("finetune", batch=2)
-    dataset = labelled([1, 1, 1, 3, 3, 0], ("a", "b", "c", "d", "e"))
-    first, second, third = summary.counts(config, dataset)
-    assert first == (
-        "data: 6 examples in split 'train', 3 batches of 2 an epoch, 5 classes"
-    )
-    assert second == "labels: b 3, d 2, a 1"
-    assert third == "labels without an example: c, e, 2 of 5"
-    with_all = labelled([0, 1, 2, 3, 4])
-    assert summary.counts(config, with_all)[1:] == ["labels: 0 1, 1 1, 2 1, 3 1, 4 1"]
-    # A cut split is counted as it is used.
-    cut = dataset._replace(count=3)
-    assert summary.counts(config, cut)[1] == "labels: b 3"
-    assert summary.counts(config, dataset._replace(labels=None)) == [first]
-
-
-def test_many_classes_are_told_from_both_ends():
-    config = runs.small("finetune", batch=2)
-    config.data.classes = 40
-    labels = np.repeat(np.arange(20), np.arange(1, 21))
-    image = np.zeros((len(labels), 16, 16, 3), np.uint8)
-    told = summary.counts(config, datasets.in_memory(config, image, labels))[1:]
-    assert told == [
-        "labels: 19 20, 18 19, 17 18, 16 17, 15 16 … 4 5, 3 4, 2 3, 1 2, 0 1",
-        "labels without an example: 20, 21, 22, 23, 24 and 15 more, 20 of 40",
-    ]
-
-
-def first_batch(config):
-    dataset = source.load(config, "train")
+def first_batch(config, stage):
+    dataset = source.load(config, "train", stage.reads)
     mesh = parallel.make_mesh(config.mesh)
     host = next(order.train_batches(dataset, config.batch, config.seed))
     return dataset, host, parallel.to_global(host, mesh)
@@ -58,9 +22,9 @@ def first_batch(config):
 
 @pytest.mark.parametrize("name", runs.STAGES)
 def test_every_stage_shows_what_its_loss_sees(name, monkeypatch):
-    config = runs.small(name, accumulate=1, shown=4)
+    config = runs.small(name, accumulate=1, first_batch_images=4)
     stage = stages.build(config)
-    _, host, batch = first_batch(config)
+    _, host, batch = first_batch(config, stage)
     key = jax.random.key(3)
     seen, mean, std = summary.look(stage, batch, key, 4)
     step_key = jax.random.fold_in(key, 0)
@@ -74,8 +38,8 @@ def test_every_stage_shows_what_its_loss_sees(name, monkeypatch):
 
 
 def test_a_run_leaves_the_picture_and_tells_once(tmp_path, capsys):
-    config = runs.small("finetune", shown=10, total_steps=2)
-    train.run(config, str(tmp_path))
+    config = runs.small("finetune", first_batch_images=10, total_steps=2)
+    loop.run(config, str(tmp_path))
     told = capsys.readouterr().out
     assert "data: 64 examples in split 'train', 4 batches of 16 an epoch" in told
     assert "its first 10 pictures: " in told
@@ -86,7 +50,7 @@ def test_a_run_leaves_the_picture_and_tells_once(tmp_path, capsys):
     assert not list(tmp_path.glob("*.partial"))
     # The very pixels of step 0, six by six.
     stage = stages.build(config)
-    _, _, batch = first_batch(config)
+    _, _, batch = first_batch(config, stage)
     key = core.stream_keys(jax.random.key(config.seed), "step")["step"]
     want = summary.levels(config, summary.look(stage, batch, key, 10)[0]["image"])
     for i in (0, 9):
@@ -97,29 +61,17 @@ def test_a_run_leaves_the_picture_and_tells_once(tmp_path, capsys):
 
     (tmp_path / "DONE").unlink()
     (tmp_path / "first_batch.png").unlink()
-    train.run(config, str(tmp_path))  # Resumed: told and shown already.
+    loop.run(config, str(tmp_path))  # Resumed: told and shown already.
     assert not (tmp_path / "first_batch.png").exists()
     assert "data: " not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_picture_is_shown_of_a_run_that_wants_none(tmp_path, capsys):
-    train.run(runs.small("finetune", total_steps=1), str(tmp_path))
+    loop.run(runs.small("finetune", total_steps=1), str(tmp_path))
     told = capsys.readouterr().out
     assert "data: 64 examples" in told and "first batch" not in told
     assert not (tmp_path / "first_batch.png").exists()
-
-
-def test_captions_say_what_was_mixed():
-    config = runs.small("finetune")
-    smoothing, names = config.augment.smoothing, ("a", "b", "c", "d", "e")
-    one, other = np.eye(5)[1], np.eye(5)[4]
-    mixed = np.stack([one, 0.75 * one + 0.25 * other, 0.2 * one + 0.8 * other])
-    seen = {"target": mixed * (1 - smoothing) + smoothing / 5, "label": [1, 1, 1]}
-    captions = [summary.caption(config, seen, i, names) for i in range(3)]
-    assert smoothing > 0
-    assert captions == ["b", "b, 75%\ne, 25%", "e, 80%\nb, 20%"]
-    assert summary.caption(config, {"label": [3]}, 0, ()) == "3"
-    assert summary.caption(config, {}, 0, names) == ""
 
 
 def test_pictures_of_any_size_and_channels_become_tiles():
@@ -132,50 +84,18 @@ def test_pictures_of_any_size_and_channels_become_tiles():
         assert levels.shape == (3, *size, 3) and levels[0, 0, 0, 0] == 0
         assert levels[0, 0, 0, 1] == (191 if channels > 2 else 0)
         text = "Gänseblümchen 雛菊\nzwei"
-        tile = summary.tile(levels[0], text)
+        tile = summary.tile(core.Picture(levels[0], caption=text))
         low, high = summary.SIDES
         assert low <= max(tile.size[0], tile.size[1] - 2 * summary.LINE) - 4 <= high
         assert (np.asarray(tile)[-2 * summary.LINE :] < 128).any()
 
 
-def pixels(**found):
-    """[256] counts by label, those of 255 as `ignored`."""
-    counted = np.zeros(256, np.int64)
-    counted[255] = found.pop("ignored", 0)
-    for label, count in found.items():
-        counted[int(label[1:])] = count
-    return counted
-
-
-def test_pixels_are_told_by_name_and_mistakes_plainly():
-    config = runs.small("finetune:task=segmentation")
-    names = ("sky", "road", "car", "tree", "pole")
-    told = summary.pixel_lines(config, pixels(_1=60, _0=25, _4=5, ignored=10), names)
-    assert told == [
-        "pixels of the first batch: road 60.0%, sky 25.0%, pole 5.0%; 10.0% ignored "
-        "or padded",
-        "classes without a pixel in it: car, tree",
-    ]
-    for found, wrong in (
-        (dict(ignored=7), "WARNING: every pixel of the first batch is ignored"),
-        (dict(_1=2, _2=2, ignored=96), "WARNING: 96.0% of the first batch's pixels"),
-        (dict(_2=9, ignored=1), "WARNING: all of the first batch is car"),
-    ):
-        *_, last = summary.pixel_lines(config, pixels(**found), names)
-        assert last.startswith(wrong) and "config.data.ignore=()" in last
-    config.data.classes = 40
-    found = pixels(**{f"_{label}": 100 - label for label in range(25)})
-    first, second = summary.pixel_lines(config, found, ())
-    assert "7 4.2%, 8 4.2%, 9 4.1%, …, 15 3.9%, 16 3.8%" in first
-    assert second.endswith("25, 26, 27, 28, 29, 30, 31, 32, 33, 34 and 5 more")
-
-
 def test_a_segmentor_shows_its_label_maps(tmp_path, capsys):
-    config = runs.small("finetune:task=segmentation", shown=3)
+    config = runs.small("finetune:task=segmentation", first_batch_images=3)
     stage = stages.build(config)
-    dataset, host, batch = first_batch(config)
+    dataset, host, batch = first_batch(config, stage)
     key = jax.random.key(3)
-    summary.tell(config, stage, dataset, batch, key, str(tmp_path))
+    summary.report(config, stage, dataset, batch, key, str(tmp_path))
     told = capsys.readouterr().out
     ignored = (host["label_map"] == 255).mean()
     assert f"; {ignored:.1%} ignored or padded" in told and "WARNING" not in told
@@ -194,9 +114,11 @@ def test_a_segmentor_shows_its_label_maps(tmp_path, capsys):
         whole = shown[2:130:2, left : left + 128 : 2]
         np.testing.assert_array_equal(whole, levels[i])
         tinted = shown[2:130:2, left + 130 : left + 258 : 2]
-        want = palette.tinted(levels[i], seen["label_map"][i])
+        want = palette.tint(levels[i], seen["label_map"][i])
         np.testing.assert_array_equal(tinted, want)
         for label in np.unique(seen["label_map"][i]):
             here = (shown[height:] == palette.colours()[label]).all(axis=-1)
             assert here.sum() >= 64
-    assert summary.caption(config, seen, 0, ()).count("%") >= 2
+    example = {name: values[0] for name, values in seen.items()}
+    caption = stage.picture({**example, "image": levels[0]}, ()).caption
+    assert caption.count("%") >= 2

@@ -11,8 +11,10 @@ Photographs shrink to 120 x 160, a third of their sides, of which the networks s
 96 in patches of 8: so a UperNet trains where no accelerator is.
 """
 
-from configs import common
-from configs.chains import table
+from ml_collections import ConfigDict
+
+from g2sd_jax.configs import common
+from g2sd_jax.configs.chains import table
 
 SHAPE = dict(size="custom", image_size=(96, 96), patch=8)
 TEACHER = dict(SHAPE, width=128, depth=8, heads=4)
@@ -33,7 +35,7 @@ NOTE = (
 )
 
 
-def get_config(arguments=""):
+def get_config(arguments: str = "") -> ConfigDict:
     args = common.arguments(arguments, seeds=1, path="")
     teacher, student = (
         shape | decoder
@@ -67,8 +69,8 @@ def get_config(arguments=""):
     )
 
 
-def masked(path, steps):
-    """What the masked stages say."""
+def masked(path: str, steps: int) -> dict:
+    """Overrides of the masked stages."""
     return dict(
         batch=32,
         total_steps=steps,
@@ -78,8 +80,8 @@ def masked(path, steps):
     )
 
 
-def tuned(path, steps):
-    """What the stages with labels say; a network that starts small learns faster."""
+def tuned(path: str, steps: int) -> dict:
+    """Overrides of the stages with labels, at a rate that suits small networks."""
     batch = 8
     epoch = EXAMPLES // batch
     sides = dict(fit=(120, 160))

@@ -10,8 +10,10 @@ test/CLASS/*.jpg. The recipes are the published ones, scaled: patches of 4 on 32
 pictures (64 patches), a teacher 384 wide, a student of 192, shorter runs.
 """
 
-from configs import common
-from configs.chains import table
+from ml_collections import ConfigDict
+
+from g2sd_jax.configs import common
+from g2sd_jax.configs.chains import table
 
 SHAPE = dict(size="custom", image_size=(32, 32), patch=4)
 TEACHER = dict(SHAPE, width=384, depth=12, heads=6)
@@ -26,7 +28,7 @@ NOTE = (
 )
 
 
-def get_config(arguments=""):
+def get_config(arguments: str = "") -> ConfigDict:
     args = common.arguments(arguments, seeds=1, path="")
     shared = dict(
         batch=512,

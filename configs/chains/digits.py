@@ -8,8 +8,10 @@ Expected, mean of the three seeds: teacher at least 97 % of the 599 held-out dig
 G2SD above the student that was pre-trained on its own (MAE).
 """
 
-from configs import common
-from configs.chains import table
+from ml_collections import ConfigDict
+
+from g2sd_jax.configs import common
+from g2sd_jax.configs.chains import table
 
 SHAPE = dict(size="custom", image_size=(16, 16), channels=1, patch=4)
 TEACHER = dict(SHAPE, width=64, depth=4, heads=4)
@@ -32,7 +34,7 @@ NOTE = (
 )
 
 
-def get_config(arguments=""):
+def get_config(arguments: str = "") -> ConfigDict:
     args = common.arguments(arguments, seeds=3)
     return table.chain(
         "Generic-to-specific distillation on digits",
@@ -42,7 +44,7 @@ def get_config(arguments=""):
     )
 
 
-def steps(short=0):
+def steps(short: int = 0) -> dict[str, tuple[str, dict]]:
     """{step: (recipe, overrides)}.
 
     `short` steps per stage instead of the real number, if it is not 0.
@@ -55,9 +57,9 @@ def steps(short=0):
     # worse by 1 to 2.5 points, so the patches' mean is read. On its own training images
     # the teacher is nearly certain: at temperature 1 its answers are the labels once
     # more, which only doubles the gradient, and Adam does not see that.
-    plain = dict(pool="avg", dist_token=False, readout="cls")
+    pooled = dict(pool="avg", dist_token=False, readout="cls")
     answers = dict(
-        model=STUDENT | plain,
+        model=STUDENT | pooled,
         teacher=dict(model=TEACHER),
         distill=dict(temperature=2.0),
     )
@@ -85,8 +87,8 @@ def steps(short=0):
     }
 
 
-def common_keys(model, total_steps, **optim):
-    """What every step of this chain says."""
+def common_keys(model: dict, total_steps: int, **optim: float) -> dict:
+    """Overrides of every step of this chain."""
     if total_steps < 200:
         optim["warmup_epochs"] = 0.0
     return dict(
@@ -111,7 +113,7 @@ def common_keys(model, total_steps, **optim):
     )
 
 
-def unmixed(model):
+def unmixed(model: dict) -> dict:
     if "decoder" in model:
         return {}
     return dict(randaugment="", erase=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)

@@ -8,8 +8,10 @@ A student's masked autoencoder alone and with a teacher's features, each fine-tu
 each probed by a linear layer. Networks and lengths are those of chains/digits.
 """
 
-from configs import common
-from configs.chains import digits, table
+from ml_collections import ConfigDict
+
+from g2sd_jax.configs import common
+from g2sd_jax.configs.chains import digits, table
 
 LINKS = {
     "teacher_mae": {},
@@ -34,7 +36,7 @@ NOTE = (
 )
 
 
-def get_config(arguments=""):
+def get_config(arguments: str = "") -> ConfigDict:
     args = common.arguments(arguments, seeds=3)
     short = args.steps or (40 if args.smoke else 0)
     return table.chain(
@@ -47,10 +49,10 @@ def get_config(arguments=""):
     )
 
 
-def steps(short=0):
+def steps(short: int = 0) -> dict[str, tuple[str, dict]]:
     """{step: (recipe, overrides)}; `short` steps each instead of the real number."""
-    known = digits.steps(short)
-    _, student = known["student_mae"]
+    recipes = digits.steps(short)
+    _, student = recipes["student_mae"]
     raw = dict(target="raw")
     aligned = dict(
         teacher=dict(
@@ -64,13 +66,13 @@ def steps(short=0):
         digits.common_keys(model, short or 300, lr=PROBE_RATE, warmup_epochs=2.0),
     )
     return {
-        "teacher_mae": known["teacher_mae"],
-        "teacher": known["teacher"],
+        "teacher_mae": recipes["teacher_mae"],
+        "teacher": recipes["teacher"],
         "teacher_probe": probe(digits.TEACHER),
-        "student_mae": (known["student_mae"][0], student | raw),
+        "student_mae": (recipes["student_mae"][0], student | raw),
         "student_dmae": ("dmae_distill", student | raw | aligned),
-        "mae": known["mae"],
-        "dmae": known["mae"],
+        "mae": recipes["mae"],
+        "dmae": recipes["mae"],
         "mae_probe": probe(digits.STUDENT),
         "dmae_probe": probe(digits.STUDENT),
     }

@@ -8,8 +8,10 @@ Two stages of the teacher and six of the student, 100 to 800 epochs each: for a 
 Published top-1: 75.2 (MAE), 75.9 (MAE ms), 76.3 (G2SD w/o S.D), 77.0 (G2SD).
 """
 
-from configs import common
-from configs.chains import table
+from ml_collections import ConfigDict
+
+from g2sd_jax.configs import common
+from g2sd_jax.configs.chains import table
 
 NOTE = (
     "The recipes are the published ones where there is one (the student's own masked "
@@ -17,7 +19,7 @@ NOTE = (
 )
 
 
-def get_config(arguments=""):
+def get_config(arguments: str = "") -> ConfigDict:
     args = common.arguments(arguments, seeds=1, path="")
     shared = {"data.path": args.path, "eval_epochs": 10.0}
     recipes = table.published(args, "ti16", "b16", shared)

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain behind the paper's central table: a teacher, and a student four ways."""
 
+from collections.abc import Iterable, Mapping, Sequence
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from g2sd_jax.configs import common
 
 # Step: the keys that tie it to earlier steps, whose workdirs stand in braces.
 LINKS = {
@@ -19,6 +21,19 @@ LINKS = {
     "g2sd": {"init_from": "{student_generic}", "teacher.checkpoint": "{teacher}"},
 }
 
+
+def from_teacher(path: str) -> dict[str, dict]:
+    """`LINKS` of a chain whose teacher lies, already pre-trained, at `path`."""
+    return {
+        name: {
+            key: path if value == "{teacher_mae}" else value
+            for key, value in tied.items()
+        }
+        for name, tied in LINKS.items()
+        if name != "teacher_mae"
+    }
+
+
 # Method of the report's table: the step that made it. The first is the teacher.
 ROWS = (
     ("teacher", "teacher"),
@@ -29,7 +44,14 @@ ROWS = (
 )
 
 
-def chain(title, note, recipes, seeds, links=LINKS, rows=ROWS):
+def chain(
+    title: str,
+    note: str,
+    recipes: Mapping[str, tuple[str, dict]],
+    seeds: Iterable[int],
+    links: Mapping[str, dict] = LINKS,
+    rows: Sequence[tuple[str, str]] = ROWS,
+) -> ConfigDict:
     """A chain config.
 
     Args:
@@ -43,7 +65,7 @@ def chain(title, note, recipes, seeds, links=LINKS, rows=ROWS):
     config = ConfigDict(dict(title=title, note=note, seeds=tuple(seeds), rows=rows))
     config.cache_dir = placeholder(str)  # Compiled programs; None: WORKDIR/cache.
     config.progress = True
-    config.reconstructions = "teacher_mae"  # The step whose guesses are drawn.
+    config.reconstructions = "teacher_mae"  # Whose guesses are drawn; "": no step's.
     config.steps = tuple(
         (name, recipes[name][0], {**recipes[name][1], **tied})
         for name, tied in links.items()
@@ -55,19 +77,26 @@ def chain(title, note, recipes, seeds, links=LINKS, rows=ROWS):
 CLASSIFICATION = ("finetune:", "specific_cls:")
 
 
-def segmentation(data):
-    """The same of semantic segmentation, on a set of `configs.segmentation.DATA`."""
+def segmentation(data: str) -> tuple[str, str]:
+    """The recipes of semantic segmentation, on a set of `configs/segmentation.py`."""
     return f"finetune:task=segmentation,data={data},", f"specific_seg:data={data},"
 
 
-def published(args, student, teacher, shared, changes=None, task=CLASSIFICATION):
+def published(
+    args: ConfigDict,
+    student: str,
+    teacher: str,
+    shared: dict,
+    changes: Mapping[str, dict] | None = None,
+    task: tuple[str, str] = CLASSIFICATION,
+) -> dict[str, tuple[str, dict]]:
     """The published recipes as {step: (recipe, overrides)}.
 
     Args:
         args: the chain's arguments; `smoke` and `steps` go to every recipe, and with
             `smoke` the recipes' own small shapes and fake data stay.
         student: row of the sizes table.
-        teacher: the same.
+        teacher: row of the sizes table.
         shared: overrides of every step, such as where the data are.
         changes: {step: further overrides}.
         task: `CLASSIFICATION`, or `segmentation` of a set.
@@ -88,7 +117,7 @@ def published(args, student, teacher, shared, changes=None, task=CLASSIFICATION)
     short = ",smoke" * args.smoke + f",steps={args.steps}" * bool(args.steps)
     if args.smoke:
         # The teacher is trained as large as its students' recipes shrink it to.
-        teacher = dict(model=common.TINY_TEACHER)
+        teacher = dict(model=common.SMALL_TEACHER_SIZE)
         shared, changes = {}, dict(teacher_mae=teacher, teacher=teacher)
         recipes = {
             name: recipe.replace("custom", "b16") for name, recipe in recipes.items()

@@ -5,13 +5,13 @@
 python launch/sweep.py --sweep=configs/sweeps/digits_lr.py --workdir=runs/lr
 """
 
-from configs.chains import digits
+from g2sd_jax.configs.chains import digits
 
 METRIC, BEST = "eval/top1", "max"
 RECIPE, SHARED = digits.steps()["teacher"]  # Here from scratch, not from its MAE.
 SHARED = SHARED | {"progress": False, "eval_epochs": 4.0}
 
 
-def get_sweep():
+def get_sweep() -> dict[str, tuple]:
     """A grid, every value with every other; a list of override dicts is taken too."""
     return {"optim.lr": (5e-4, 2e-3, 8e-3), "seed": (0, 1)}

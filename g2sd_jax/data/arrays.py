@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures that fit into memory: an `.npz`, a folder or a tar of class folders."""
 
-import zipfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from g2sd_jax import errors
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import folder, pictures
 
@@ -15,36 +18,69 @@ ACCEPTED = (
 ) + folder.ACCEPTED
 
 
-def load(config, split) -> datasets.Dataset:
-    """One split of `config.data.path`, decoded once, whole, into uint8.
+def load(config: ConfigDict, split: str) -> datasets.Dataset:
+    """One split of `config.data.path`, decoded once into a uint8 array.
 
-    The canvas is the pictures' own size if they all share one that is at least the
-    model's in both directions; the device crops and resizes from there. Otherwise every
+    If all pictures share one size that is at least the model's in both directions,
+    that is the array's; the device crops and resizes from there. Otherwise every
     picture is resized to cover the model's size and centre-cropped to it.
     """
-    path = folder.located(config, split, (".npz", *folder.TARS), ACCEPTED)
+    path = folder.locate(config, split, (".npz", *folder.TARS), ACCEPTED)
     if path.suffix == ".npz":
         return from_npz(config, path, split)
-    held = folder.listed(config, split)
+    files = folder.list_files(config, split)
     if config.data.limit is not None:  # Cut before decoding.
-        held = held._replace(count=min(held.count, config.data.limit))
-    image = pictures.decode(held, config.model.image_size, config.model.channels)
-    labels = None if held.labels is None else held.labels[: held.count]
-    return datasets.in_memory(config, image, labels, held.classes, held.origin)
+        files = files._replace(count=min(files.count, config.data.limit))
+    image = pictures.decode(files, config.model.image_size, config.model.channels)
+    labels = None if files.labels is None else files.labels[: files.count]
+    dataset = datasets.in_memory(config, image, labels, files.classes, files.origin)
+    return dataset._replace(notes=files.notes)
 
 
-def from_npz(config, path, split):
-    held = read_npz(path)
-    prefix = f"{split}_" if f"{split}_image" in held else ""
+def count(config: ConfigDict, split: str) -> tuple[int, int]:
+    """The number of pictures of a split, and of its classes."""
+    path = folder.locate(config, split, (".npz", *folder.TARS), ACCEPTED)
+    if path.suffix != ".npz":
+        return folder.count(config, split)
+    image, label, names = split_arrays(config, path, split)
+    if names or label is None:
+        return len(image), len(names)
+    return len(image), int(label.max(initial=-1)) + 1
+
+
+def from_npz(config: ConfigDict, path: Path, split: str) -> datasets.Dataset:
+    """One split of an .npz, whose arrays may be prefixed with the split's name."""
+    image, label, names = split_arrays(config, path, split)
+    image = pictures.fit_to_canvas(image, config.model.image_size)
+    return datasets.in_memory(config, image, label, names, str(path))
+
+
+def split_arrays(
+    config: ConfigDict, path: Path, split: str
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Reads one split of an .npz.
+
+    Args:
+        config: the recipe.
+        path: of the file.
+        split: whose name may be a prefix of the arrays' names.
+
+    Returns:
+        The pictures [N, H, W, C] uint8, their labels [N] or None, the class names or
+        ().
+    """
+    arrays = read_npz(path)
+    prefix = f"{split}_" if f"{split}_image" in arrays else ""
     # One unnamed set must not serve as its own held-out set by accident.
     named = prefix or "{split}" in config.data.path or split == config.data.train_split
-    if not named or f"{prefix}image" not in held:
+    if not named or f"{prefix}image" not in arrays:
         raise ValueError(
-            f"{path} has no split {split!r}: its keys are {', '.join(sorted(held))}; "
+            f"{path} has no split {split!r}: its keys are "
+            f"{errors.printable(', '.join(sorted(arrays)))}; "
             f"store {split}_image and {split}_label, or one file per split with "
             "{split} in config.data.path, or choose another config.data.eval_split."
         )
-    image, label = held[f"{prefix}image"], held.get(f"{prefix}label")
+    image, label = arrays[f"{prefix}image"], arrays.get(f"{prefix}label")
     if image.dtype != np.uint8 or image.ndim not in (3, 4):
         raise ValueError(
             f"{path}: {prefix}image is {image.dtype} {list(image.shape)}; it has to be "
@@ -58,16 +94,35 @@ def from_npz(config, path, split):
             f"pictures need integers [{len(image)}]."
         )
     image = image[..., None] if image.ndim == 3 else image
-    names = tuple(str(name) for name in held.get("classes", ()))
-    image = pictures.on_canvas(image, config.model.image_size)
-    return datasets.in_memory(config, image, label, names, str(path))
+    check_axes(config, image.shape, f"{path}: {prefix}image")
+    names = tuple(errors.printable(name) for name in arrays.get("classes", ()))
+    return image, label, names
 
 
-def read_npz(path):
+def check_axes(config: ConfigDict, shape: Sequence[int], name: str) -> None:
+    """Refuses pictures [N, C, H, W], as PyTorch orders them.
+
+    Args:
+        config: the recipe.
+        shape: of the pictures.
+        name: of their array, for errors.
+    """
+    channels = config.model.channels
+    first, last = shape[1], shape[-1]
+    if last != channels and (first <= 4 < last or first == channels < last):
+        raise ValueError(
+            f"{name} is {list(shape)}, which looks like [N, C, H, W]; store it as "
+            "[N, H, W, C]: np.transpose(image, (0, 2, 3, 1))."
+        )
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, none of which may need pickle."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file that it opened and could not read to the collector.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # Whatever numpy and zipfile make of broken bytes.
         raise ValueError(
             f"{path} cannot be read as an .npz of plain arrays: {error}"
         ) from error

@@ -11,42 +11,52 @@ its evaluation then chooses among those 200 alone, as published for both.
 """
 
 import collections
-import difflib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
+
+from g2sd_jax import errors
 
 SHIPPED = Path(__file__).parent / "class_lists"
 LINE = re.compile(r"(?P<name>.+),\s*(?P<output>-?\d+)")
 
 
-class Mapped(NamedTuple):
+class MappedLabels(NamedTuple):
     """The classes of a source as outputs of the model."""
 
-    labels: np.ndarray | None  # [n] int32, outputs
-    names: tuple[str, ...]  # Of all C outputs, () where the list does not name them
-    among: np.ndarray | None  # [c] the outputs that occur; None where all may be chosen
+    labels: np.ndarray | None  # [n] int32 outputs
+    names: tuple[str, ...]  # Of all C outputs; () where the list does not name them.
+    among: np.ndarray | None  # [c] outputs that occur; None where all may be chosen
 
 
-def mapped(config, names, labels, origin: str) -> Mapped:
-    """Labels of a source as `config.data.class_list` maps them; as they are without it.
+def map_labels(
+    config: ConfigDict,
+    names: Sequence[str],
+    labels: np.ndarray | None,
+    origin: str,
+) -> MappedLabels:
+    """Maps a source's labels to outputs of the model by `config.data.class_list`.
+
+    Without a class list the labels stay as they are.
 
     Args:
-        config: the whole recipe.
+        config: the recipe.
         names: of the source's classes, in label order.
-        labels: [n] integers, the source's own, or None.
+        labels: [n] integers, numbers of those classes, or None.
         origin: what an error calls the source.
     """
-    if not config.data.class_list:
-        return Mapped(labels, tuple(names), None)
-    given, outputs = config.data.class_list, config.data.classes
-    listed = read(given, outputs)
+    class_list, outputs = config.data.class_list, config.data.classes
+    if not class_list:
+        return MappedLabels(labels, tuple(names), None)
+    output_of = read(class_list, outputs)
     if labels is None or not names:
         raise ValueError(
-            f"config.data.class_list={given!r} maps names of classes, but {origin} has "
-            "none; leave it empty."
+            f"config.data.class_list={class_list!r} maps names of classes, but "
+            f"{origin} has none; leave it empty."
         )
     occurring = np.unique(labels)
     if len(occurring) and not 0 <= occurring[0] <= occurring[-1] < len(names):
@@ -54,41 +64,58 @@ def mapped(config, names, labels, origin: str) -> Mapped:
             f"{origin} has labels {occurring[0]}..{occurring[-1]}, but {len(names)} "
             "classes."
         )
-    unknown = [names[label] for label in occurring if names[label] not in listed]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], listed, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"it begins {few(listed)}."
+    missing = [names[label] for label in occurring if names[label] not in output_of]
+    if missing:
+        beginning = f"it begins {', '.join(list(output_of)[:3])}."
         raise ValueError(
-            f"config.data.class_list={given!r} lacks {len(unknown)} of the "
-            f"{len(occurring)} classes of {origin}: {few(unknown)}; {hint}"
+            f"config.data.class_list={class_list!r} lacks {len(missing)} of the "
+            f"{len(occurring)} classes of {origin}: "
+            f"{errors.shorten_list(missing, most=3)}; "
+            f"{errors.suggest(missing[0], output_of, beginning)}"
         )
-    table = np.array([listed.get(name, -1) for name in names], np.int32)
+    table = np.array([output_of.get(name, -1) for name in names], np.int32)
     among = np.unique(table[occurring])
-    return Mapped(
-        table[labels],
-        tuple(sorted(listed, key=listed.get)) if each_once(listed, outputs) else (),
-        None if len(among) == outputs else among,
+    return MappedLabels(
+        labels=table[labels],
+        names=output_names(output_of, outputs),
+        among=None if len(among) == outputs else among,
     )
 
 
-def example(label, among) -> dict:
-    """What an evaluator is told of one example: its label, and what is chosen among."""
+def evaluation_label(label: int, among: np.ndarray | None) -> dict:
+    """An example for an evaluator: its label, and the outputs it is chosen among."""
     return {"label": label} if among is None else {"label": label, "among": among}
 
 
-def read(given: str, outputs: int) -> dict[str, int]:
-    """{name: output} of a list, which has to fit a model of so many outputs."""
-    where = f"config.data.class_list={given!r}"
+def count_outputs(class_list: str) -> int:
+    """The number of outputs that a class list numbers or names."""
+    return max(read(class_list).values()) + 1
+
+
+def read(class_list: str, outputs: int | None = None) -> dict[str, int]:
+    """Reads a class list for a model of `outputs` outputs.
+
+    Args:
+        class_list: a path, or the name of a list that is shipped.
+        outputs: of the model; no line may go beyond them. None: as many as it takes.
+
+    Returns:
+        {name: output}, in the order of the lines.
+    """
+    where = f"config.data.class_list={class_list!r}"
     shipped = sorted(path.stem for path in SHIPPED.glob("*.txt"))
-    path = SHIPPED / f"{given}.txt" if given in shipped else Path(given).expanduser()
+    path = Path(class_list)
+    if class_list in shipped:
+        path = SHIPPED / f"{class_list}.txt"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Editors of Windows begin a file with a byte-order mark, which is no text.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{where} cannot be read ({error}); give a text file with a class a line, "
-            f"or one of {', '.join(shipped)}."
+            f"{where} cannot be read ({error}); give a text file (UTF-8) with a class "
+            f"a line, or one of {', '.join(shipped)}."
         ) from error
-    lines = [line.strip() for line in lines]
+    lines = [errors.printable(line.strip()) for line in lines]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise ValueError(f"{where}: {path} is empty.")
@@ -104,29 +131,33 @@ def read(given: str, outputs: int) -> dict[str, int]:
         )
     else:
         names, targets = lines, list(range(len(lines)))
-        if len(names) != outputs:
+        if outputs not in (None, len(names)):
             raise ValueError(
                 f"{where} names {len(names)} classes in order, but config.data.classes="
                 f"{outputs}; they have to be as many, or write NAME,OUTPUT."
             )
     twice = [name for name, times in collections.Counter(names).items() if times > 1]
     if twice:
-        raise ValueError(f"{where} has {few(twice)} more than once.")
+        raise ValueError(
+            f"{where} has {errors.shorten_list(twice, most=3)} more than once."
+        )
     outside = [
-        pair for pair in zip(names, targets, strict=True) if not 0 <= pair[1] < outputs
+        pair
+        for pair in zip(names, targets, strict=True)
+        if pair[1] < 0 or (outputs is not None and pair[1] >= outputs)
     ]
     if outside:
+        numbers = "outputs are numbered from 0"
+        if outputs is not None:
+            numbers = f"config.data.classes={outputs} has 0..{outputs - 1}"
         raise ValueError(
-            f"{where}: {outside[0][0]} goes to output {outside[0][1]}, but config.data."
-            f"classes={outputs} has 0..{outputs - 1}."
+            f"{where}: {outside[0][0]} goes to output {outside[0][1]}, but {numbers}."
         )
     return dict(zip(names, targets, strict=True))
 
 
-def each_once(listed, outputs):
-    return sorted(listed.values()) == list(range(outputs))
-
-
-def few(names):
-    names = list(names)
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def output_names(output_of: Mapping[str, int], outputs: int) -> tuple[str, ...]:
+    """The names of all outputs in order; () unless each output has exactly one."""
+    if sorted(output_of.values()) != list(range(outputs)):
+        return ()
+    return tuple(sorted(output_of, key=output_of.get))

@@ -1,31 +1,37 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a prepared copy: the packs that are missing, then its manifest, last."""
+"""Writes a prepared copy: the packs that are missing, and last of all the manifest."""
 
 import functools
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
+from typing import TypeVar
 
 import tqdm
 
-from g2sd_jax.data import packing, packs, prepared
+from g2sd_jax.data import encoded, packing, packs, prepared
+
+T = TypeVar("T")
 
 UNREADABLE = "unreadable.jsonl"
 
 
-def to_text(tree) -> str:
+def to_json(tree: Mapping) -> str:
+    """JSON as the files of a copy hold it."""
     return json.dumps(tree, indent=1) + "\n"
 
 
-def part_of(path: Path) -> Path:
+def part_path(path: Path) -> Path:
+    """Where a file is written until it is complete."""
     return path.with_name(path.name + ".part")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all, also when the power fails."""
-    part = part_of(path)
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is complete or absent, also after a power failure."""
+    part = part_path(path)
     with open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
         file.flush()
@@ -34,22 +40,32 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def make_split(
-    out: Path, split, examples, job, *, workers, max_bad_share, verify=False
+    out: Path,
+    split: str,
+    examples: encoded.Encoded,
+    job: Mapping,
+    *,
+    workers: int,
+    max_bad_share: float,
+    verify: bool = False,
 ) -> dict:
-    """Packs what is missing of one split; returns what the manifest says of it.
+    """Writes the packs of one split that are missing.
 
     Args:
-        out: folder of the copy; the split's own is in it.
+        out: folder of the copy, with a folder named `split` in it.
         split: its name.
-        examples: an `encoded.Encoded`.
+        examples: of the split.
         job: `size`, `format`, `quality`, `chroma`, and `pack`, the examples of a pack.
         workers: threads that decode and encode.
         max_bad_share: of unreadable pictures; more are refused.
-        verify: whether packs that are there are read whole before they are kept.
+        verify: whether to check every byte of the packs that exist.
+
+    Returns:
+        The split's entry in the manifest.
     """
     begins = range(0, examples.count, job["pack"])
     files = [Path(split) / f"{number:05}.pack" for number in range(len(begins))]
-    make = functools.partial(packing.attempt, examples, job)
+    make = functools.partial(packing.try_to_pack, examples, job)
     most_bad = max_bad_share * examples.count
     bad = 0
     with (
@@ -59,18 +75,18 @@ def make_split(
         futures.ThreadPoolExecutor(workers) as pool,
     ):
         for file, begin in zip(files, begins, strict=True):
-            wanted = range(begin, min(begin + job["pack"], examples.count))
-            if not is_whole(out / file, verify) or is_mended(
-                packs.index(out / file).bad, examples, make, wanted
+            indices = range(begin, min(begin + job["pack"], examples.count))
+            if not is_complete(out / file, verify) or became_readable(
+                packs.read_index(out / file).bad, examples, make, indices
             ):
-                made = packing.ahead(pool, make, wanted, depth=4 * workers)
-                packs.write(out / file, counted(made, bar))
+                records = packing.map_ahead(pool, make, indices, depth=4 * workers)
+                packs.write(out / file, with_progress(records, bar))
             else:
-                bar.update(len(wanted))
-            bad += len(packs.index(out / file).bad)
+                bar.update(len(indices))
+            bad += len(packs.read_index(out / file).bad)
             if bad > most_bad:
                 raise ValueError(
-                    too_many(out / file, bad, examples.count, max_bad_share)
+                    too_many_unreadable(out / file, bad, examples.count, max_bad_share)
                 )
     return dict(
         count=examples.count - bad,
@@ -88,10 +104,13 @@ def make_split(
     )
 
 
-def is_whole(path: Path, thoroughly: bool) -> bool:
-    """Whether a pack can be kept; one that cannot is made again."""
+def is_complete(path: Path, thoroughly: bool) -> bool:
+    """Whether a pack exists and is intact, by its footer or `thoroughly` by its sha256.
+
+    One that is not is written again.
+    """
     try:
-        packs.index(path)
+        packs.read_index(path)
         if thoroughly:
             packs.verify(path)
     except (FileNotFoundError, ValueError):
@@ -99,21 +118,35 @@ def is_whole(path: Path, thoroughly: bool) -> bool:
     return True
 
 
-def is_mended(bad, examples, make, wanted) -> bool:
-    """Whether a picture that a pack lacks can be read by now."""
+def became_readable(
+    bad: Sequence[tuple[str, str]],
+    examples: encoded.Encoded,
+    make: Callable[[int], tuple],
+    indices: Iterable[int],
+) -> bool:
+    """Whether a picture that a pack lacks can be read by now.
+
+    Args:
+        bad: (name, reason) of the pictures it lacks.
+        examples: of the split.
+        make: index -> (name, label, record), as `packing.try_to_pack`.
+        indices: of the examples that belong into the pack.
+    """
     names = {name for name, _ in bad}
-    again = (index for index in wanted if names and examples.name(index) in names)
-    return any(not isinstance(make(index)[2], Exception) for index in again)
+    retried = (index for index in indices if names and examples.name(index) in names)
+    return any(not isinstance(make(index)[2], Exception) for index in retried)
 
 
-def counted(items, bar):
+def with_progress(items: Iterable[T], bar: tqdm.tqdm) -> Iterator[T]:
+    """Yields the items, and advances the bar after each."""
     for item in items:
         yield item
         bar.update()
 
 
-def too_many(file, bad, count, most):
-    name, reason = packs.index(file).bad[-1]
+def too_many_unreadable(file: Path, bad: int, count: int, most: float) -> str:
+    """The message for `bad` unreadable pictures of `count`, the last ones in `file`."""
+    name, reason = packs.read_index(file).bad[-1]
     return (
         f"{bad} of {count} pictures cannot be read, which is more than --max_bad_share="
         f"{most}; the last one is {name}: {reason}. Mend the source, or "
@@ -121,17 +154,23 @@ def too_many(file, bad, count, most):
     )
 
 
-def finish(out: Path, job: dict, told: dict) -> None:
-    """Lists what was unreadable, then writes the manifest, last of all."""
+def finish(out: Path, job: Mapping, entries: Mapping[str, dict]) -> None:
+    """Lists the unreadable pictures, then writes the manifest, last of all.
+
+    Args:
+        out: folder of the copy.
+        job: what decides the bytes of the copy.
+        entries: {split: its entry in the manifest}, of `make_split`.
+    """
     lines = [
         json.dumps(dict(split=split, name=name, reason=reason)) + "\n"
-        for split, about in told.items()
-        for pack in about["packs"]
-        for name, reason in packs.index(out / pack["file"]).bad
+        for split, entry in entries.items()
+        for pack in entry["packs"]
+        for name, reason in packs.read_index(out / pack["file"]).bad
     ]
     for torn in out.glob("*/*.pack.part"):
         torn.unlink()
-    write_whole(out / UNREADABLE, "".join(lines))
-    manifest = dict(layout=prepared.LAYOUT, job=job, splits=told)
-    write_whole(out / prepared.MANIFEST, to_text(manifest))
+    write_atomically(out / UNREADABLE, "".join(lines))
+    manifest = dict(layout=prepared.LAYOUT, job=job, splits=entries)
+    write_atomically(out / prepared.MANIFEST, to_json(manifest))
     (out / prepared.UNFINISHED).unlink(missing_ok=True)

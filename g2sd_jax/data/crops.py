@@ -1,20 +1,25 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a picture is looked at: boxes (y, x, height, width) in its pixels."""
+"""Training and evaluation crops: boxes (y, x, height, width) in a picture's pixels."""
 
 import math
 import zlib
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-PUBLISHED = 0.875, 224  # Share of the shorter side, up to this input size; whole above.
+from g2sd_jax.data import geometry
+
+PUBLISHED = 0.875, 224  # Share of the shorter side, up to this input size; 1 above it.
 PURPOSE = zlib.crc32(b"crop")
 SCALED = zlib.crc32(b"scaled crop")  # Its draws depend on no other crop's.
 
 
-def training_box(size, config, epoch, index):
-    """What the training of an epoch sees of an example: the whole recipe says how.
+def training_box(
+    size: geometry.Size, config: ConfigDict, epoch: int, index: int
+) -> geometry.Box:
+    """The crop of one example in one epoch, random if the recipe augments.
 
     Args:
         size: (height, width) of the picture.
@@ -31,14 +36,22 @@ def training_box(size, config, epoch, index):
     )
 
 
-def uniforms(seed, epoch, index, count, purpose=PURPOSE):
-    """[count] floats in [0, 1) of one example in one epoch, and of nothing else."""
+def uniforms(
+    seed: int, epoch: int, index: int, count: int, purpose: int = PURPOSE
+) -> np.ndarray:
+    """[count] floats in [0, 1), a function of the arguments alone."""
     bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, index, epoch])
     return np.random.Generator(bits).random(count)
 
 
-def random_box(size, drawn, area, aspect, tries):
-    """A random resized crop, as `ops.augment.random_boxes` has it (after torchvision).
+def random_box(
+    size: geometry.Size,
+    drawn: np.ndarray,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    tries: int,
+) -> tuple[int, int, int, int]:
+    """A random resized crop, as in `ops.augment.random_boxes` (after torchvision).
 
     Args:
         size: (height, width) of the picture.
@@ -63,7 +76,7 @@ def random_box(size, drawn, area, aspect, tries):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def centre_box(size, wanted):
+def centre_box(size: geometry.Size, wanted: geometry.Size) -> geometry.Box:
     """The largest centred box of the wanted size's aspect: resize to cover, then crop.
 
     Args:
@@ -79,22 +92,24 @@ def centre_box(size, wanted):
     return *starts, *(min(side, have) for side, have in zip(sides, size, strict=True))
 
 
-def evaluation_box(size, wanted, share):
-    """What is left of a picture that is resized by the 224 / 256 rule, then cropped.
+def evaluation_box(
+    size: geometry.Size, wanted: geometry.Size, share: float
+) -> geometry.Box:
+    """The centre crop of the 224 / 256 rule, in pixels of the original picture.
 
-    Resizing this box alone equals resizing all and cropping the centre, which is how
-    the papers (and torchvision) say it: the shorter side becomes `wanted / share`,
-    rounded down, the other one keeps the aspect, rounded down.
+    Resizing this box alone equals resizing the picture and cropping the centre, which
+    is how the papers (and torchvision) put it: the shorter side becomes
+    `wanted / share`, rounded down, the other one keeps the aspect, rounded down.
 
     Args:
         size: (height, width) of the picture.
         wanted: (height, width) of the crop; the resized picture covers both / share.
-        share: the rule, of `evaluation_share`.
+        share: from `evaluation_share`.
     """
-    whole = [int(want / share) for want in wanted]
-    fit = max(range(2), key=lambda axis: whole[axis] / size[axis])
-    other = max(whole[1 - fit], int(whole[fit] * size[1 - fit] / size[fit]))
-    resized = (whole[0], other) if fit == 0 else (other, whole[1])
+    covered = [int(want / share) for want in wanted]
+    fit = max(range(2), key=lambda axis: covered[axis] / size[axis])
+    other = max(covered[1 - fit], int(covered[fit] * size[1 - fit] / size[fit]))
+    resized = (covered[0], other) if fit == 0 else (other, covered[1])
     starts = [
         round((new - want) / 2) for new, want in zip(resized, wanted, strict=True)
     ]
@@ -107,30 +122,34 @@ def evaluation_box(size, wanted, share):
     )
 
 
-def evaluation_share(given, image_size):
-    """`config.data.eval_crop`, or what is published where that is None."""
-    if given is None:
+def evaluation_share(eval_crop: float | None, image_size: geometry.Size) -> float:
+    """The share of a resized picture that evaluation sees.
+
+    Args:
+        eval_crop: `config.data.eval_crop`; None for the published rule.
+        image_size: (height, width) of the model's input.
+    """
+    if eval_crop is None:
         share, largest = PUBLISHED
         return share if max(image_size) <= largest else 1.0
-    if not 0 < given <= 1:
-        raise ValueError(
-            f"config.data.eval_crop={given} is a share of the resized picture: more "
-            "than 0, at most 1."
-        )
-    return given
+    return eval_crop
 
 
-def eighths(box, wanted, canvas):
-    """The largest scale at which a box fits the canvas and still holds enough pixels.
+def decode_eighths(
+    box: geometry.Box, wanted: geometry.Size, canvas: geometry.Size
+) -> int | None:
+    """The scale, in eighths, at which a JPEG is decoded so that a box fits the canvas.
 
-    Measured on photographs against Pillow's bicubic from the full size: a scaled decode
-    stays within 1.1 grey levels on average and 1 % of pixels beyond 8, if what is left
-    to resize shrinks at least by 1.2, or by 1 where no more than half was taken away.
+    The largest that fits and leaves enough pixels. Measured on photographs against
+    Pillow's bicubic from the full size: a scaled decode stays within 1.1 grey levels
+    on average and 1 % of pixels beyond 8, if what is left to resize shrinks at least by
+    1.2, or by 1 where no more than half was taken away.
 
     Args:
         box: (y, x, height, width).
         wanted: (height, width) it is resized to afterwards.
         canvas: (height, width) it has to fit.
+
     Returns:
         1..8, or None if there is no such scale.
     """
@@ -144,52 +163,35 @@ def eighths(box, wanted, canvas):
     return None
 
 
-class Scaled(NamedTuple):
-    """What is random of a scaled crop."""
+class ScaledCropDraws(NamedTuple):
+    """The random numbers of a scaled crop."""
 
-    ratio: float  # Of the box that the whole picture is fitted into.
+    ratio: float  # Scales the box that the picture is fitted into.
     places: np.ndarray  # [crop_tries + 1, 2] in [0, 1): offsets as shares of the room.
 
 
-def scaled_draws(config, epoch, index) -> Scaled:
-    """The draws of an example in an epoch, by `config.augment`."""
+def draw_scaled_crop(config: ConfigDict, epoch: int, index: int) -> ScaledCropDraws:
+    """Draws for one example in one epoch, by `config.augment`."""
     augment = config.augment
     count = 3 + 2 * augment.crop_tries
     drawn = uniforms(config.seed, epoch, index, count, SCALED)
     low, high = augment.scale
-    return Scaled(low + (high - low) * drawn[0], drawn[1:].reshape(-1, 2))
+    return ScaledCropDraws(low + (high - low) * drawn[0], drawn[1:].reshape(-1, 2))
 
 
-def check_scaled(augment):
-    """Refuses what no scaled crop can be made of."""
-    sides, scale = tuple(augment.fit), tuple(augment.scale)
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(
-            f"config.augment.fit={sides}: give two positive sides in pixels."
-        )
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise ValueError(
-            f"config.augment.scale={scale}: give the lowest and the highest ratio, "
-            "both above 0."
-        )
-    if not 0 < augment.crop_share <= 1 or augment.crop_tries < 0:
-        raise ValueError(
-            f"config.augment.crop_share={augment.crop_share} is more than 0 and at "
-            f"most 1 (any crop will do), crop_tries={augment.crop_tries} at least 0."
-        )
-
-
-def room(size, wanted) -> np.ndarray:
-    """[2] how far the top left of a crop may lie from that of its picture."""
+def offset_limits(size: geometry.Size, wanted: geometry.Size) -> np.ndarray:
+    """[2] the largest offsets (y, x) of a crop inside its picture."""
     return np.maximum(np.subtract(size, wanted), 0)
 
 
-def varied(label_map, size, offsets, share) -> int:
+def first_varied_crop(
+    label_map: np.ndarray, size: geometry.Size, offsets: np.ndarray, share: float
+) -> int:
     """The number, from 0, of the first crop in which no class takes too much.
 
     Args:
         label_map: [H, W] uint8, 255 ignored.
-        size: (height, width) of the crops; beyond the map there is nothing.
+        size: (height, width) of the crops, which end where the map ends.
         offsets: [n, 2] their top left corners, in the order they are tried; the last
             one is taken unchecked.
         share: one class of at least two has to cover less of what is not ignored; 1

@@ -1,16 +1,25 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every source of examples hands over: random access to one split."""
+"""`Dataset`, which every source of examples returns: random access to one split."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from g2sd_jax.data import classes as class_lists
 
 FIRST = 8  # Examples of a stream that can be fetched, before any order is known.
+
+
+class Objects(NamedTuple):
+    """All objects of a split, known without reading a picture."""
+
+    labels: np.ndarray  # [A] int32
+    examples: np.ndarray  # [A] int64, the example each is in
+    sides: np.ndarray  # [A, 2] width and height in pixels, as evaluation shows it
 
 
 class Dataset(NamedTuple):
@@ -19,7 +28,7 @@ class Dataset(NamedTuple):
     `fetch` gives examples as the training of an epoch sees them, for a crop that is
     made on the host is another one in every epoch, or as evaluation does where the
     epoch is None. It may put another example in the place of one that cannot be read,
-    or say that it is not `valid`; then its `index` and `valid` tell.
+    or mark it as not `valid`; then the batch has keys `index` and `valid`.
     """
 
     count: int
@@ -30,31 +39,40 @@ class Dataset(NamedTuple):
     ahead: int = 0  # Batches to read before they are asked for.
     eval_crop: float = 1.0  # Share of a resized picture that evaluation sees.
     stream: Any = None  # Of files without random access: its batches, not `order`'s.
+    notes: tuple[str, ...] = ()  # Lines to print before training, and in refusals.
+    objects: Objects | None = None  # Where examples have several things of a class.
+    describe: Mapping[str, Any] = {}  # What a checkpoint has to say of the source.
 
 
 def metered(dataset: Dataset, around: Callable) -> Dataset:
-    """The data set whose reading is wrapped, in whichever threads it happens.
+    """Wraps the reading of a data set, in whichever threads it happens.
 
     Args:
         dataset: of random access, or with a stream.
-        around: function -> the same function, such as `feed.Meter.around`.
+        around: function -> a function that does as much, such as `feed.Meter.around`.
     """
     stream = dataset.stream and dataset.stream.around(around)
     return dataset._replace(fetch=around(dataset.fetch), stream=stream)
 
 
-def in_memory(config, image, label, classes=(), origin="the data set") -> Dataset:
-    """A split held as arrays.
+def in_memory(
+    config: ConfigDict,
+    image: np.ndarray,
+    label: np.ndarray | None,
+    classes: Sequence[str] = (),
+    origin: str = "the data set",
+) -> Dataset:
+    """Makes a split of arrays.
 
     Args:
-        config: the whole recipe.
+        config: the recipe.
         image: [N, H, W, C] uint8.
         label: [N] integers, or None for pictures without labels.
         classes: names in label order, () where there are none.
         origin: what an error calls these arrays.
     """
     arrays = {"image": image}
-    mapped = class_lists.mapped(config, classes, label, origin)
+    mapped = class_lists.map_labels(config, classes, label, origin)
     label = mapped.labels
     if label is not None:
         check_labels(label, config.data.classes, origin)
@@ -69,16 +87,19 @@ def in_memory(config, image, label, classes=(), origin="the data set") -> Datase
         return {name: array[indices] for name, array in arrays.items()}
 
     def original(index):
-        own = rows(index)
+        example = rows(index)
         if label is None:
-            return own
-        return {**own, **class_lists.example(own["label"], mapped.among)}
+            return example
+        return {
+            **example,
+            **class_lists.evaluation_label(example["label"], mapped.among),
+        }
 
     return Dataset(len(image), mapped.names, rows, original, arrays.get("label"))
 
 
 def fingerprint(dataset: Dataset) -> dict:
-    """Plain values by which two machines see whether they hold the same examples."""
+    """Values for JSON that two machines compare, to see whether examples agree."""
     # A stream can only be looked at where it begins.
     last = dataset.count if dataset.stream is None else min(dataset.count, FIRST)
     some = np.unique(np.linspace(0, last - 1, 5).astype(np.int64))
@@ -93,7 +114,7 @@ def fingerprint(dataset: Dataset) -> dict:
     )
 
 
-def check_labels(label, classes, origin):
+def check_labels(label: np.ndarray, classes: int, origin: str) -> None:
     """Refuses labels that no head of `classes` outputs has; 0 classes use none."""
     wrong = np.flatnonzero((label < 0) | (label >= classes))
     if classes and len(wrong):

@@ -3,6 +3,7 @@
 """scikit-learn's 1797 hand-written digits: real data that needs no download."""
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from sklearn import datasets as samples
 
@@ -11,8 +12,8 @@ from g2sd_jax.data import dataset as datasets
 SPLITS = ("train", "val")
 
 
-def load(config, split) -> datasets.Dataset:
-    """1198 digits to train on or the 599 held out: the same ones for every seed."""
+def load(config: ConfigDict, split: str) -> datasets.Dataset:
+    """1198 digits to train on or the 599 held out, independent of the seed."""
     if split not in SPLITS:
         raise ValueError(f"digits have no split {split!r}; use {' or '.join(SPLITS)}.")
     bunch = samples.load_digits()
@@ -27,8 +28,14 @@ def load(config, split) -> datasets.Dataset:
     return datasets.in_memory(config, image, bunch.target[chosen], names, "digits")
 
 
-def enlarge(digit, height, width):
-    """[8, 8] of 0..16 as [height, width] uint8."""
+def count(config: ConfigDict, split: str) -> tuple[int, int]:
+    """The number of digits of a split, and of their classes."""
+    dataset = load(config, split)
+    return dataset.count, len(dataset.classes)
+
+
+def enlarge(digit: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes a digit [8, 8] of 0..16 to [height, width] uint8."""
     grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
     # Bilinear: bicubic overshoots at the hard strokes and is clipped to flat halos.
     return np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR))

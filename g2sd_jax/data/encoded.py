@@ -1,9 +1,9 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every source of picture files hands over: random access to undecoded bytes."""
+"""`Encoded`: the undecoded picture files of one split, with random access."""
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ class Encoded(NamedTuple):
     """One split of picture files: random access to their undecoded bytes.
 
     A folder, a tar and a packed copy differ in `read` alone; `pipeline.dataset` makes
-    batches of any of them. Nothing here knows of a task but `labels`, which a task with
-    annotations of its own leaves None.
+    batches of any of them. `labels` serves classification; a task with annotations of
+    its own leaves it None.
     """
 
     count: int
@@ -22,23 +22,24 @@ class Encoded(NamedTuple):
     labels: np.ndarray | None  # [count] int32, known without decoding.
     read: Callable[[int], bytes]  # Called by many threads; may raise OSError.
     name: Callable[[int], str]  # For errors and the list of bad examples.
-    origin: str  # What an error calls the whole.
+    origin: str  # What an error calls the split.
+    notes: tuple[str, ...] = ()  # Lines to print: what was passed over, and why.
 
 
-def check_names(names, origin) -> None:
+def check_names(names: Iterable[str], origin: str) -> None:
     """Refuses class names that a reader, or another file system, takes for one.
 
     Args:
         names: of the classes.
         origin: what an error calls their source.
     """
-    alike = {}
+    spellings = {}
     for name in names:
         key = unicodedata.normalize("NFC", name).casefold().strip()
-        alike.setdefault(key, []).append(name)
-    for same in alike.values():
-        if len(same) > 1:
+        spellings.setdefault(key, []).append(name)
+    for alike in spellings.values():
+        if len(alike) > 1:
             raise ValueError(
                 f"{origin} has classes that differ in spelling only: "
-                f"{', '.join(map(repr, same))}; join them, or rename all but one."
+                f"{', '.join(map(repr, alike))}; join them, or rename all but one."
             )

@@ -5,27 +5,40 @@
 ADE20K's official folder, and any other pair of folders (`pairs`). A stored label
 becomes one of the model's classes, or 255 where it is ignored, by one table:
 `config.data.reduce_zero_label` first, then `config.data.ignore`, which names labels as
-they are stored. Training sees random crops (`crops.varied`), evaluation the originals.
+they are stored. Training sees random crops (`crops.first_varied_crop`), evaluation the
+originals.
 """
 
-import io
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from ml_collections import ConfigDict
 
-from g2sd_jax.data import classes, crops, decoder, failures, geometry, pairs, pipeline
+from g2sd_jax import errors, label_values
+from g2sd_jax.data import (
+    classes,
+    crops,
+    decoder,
+    failures,
+    geometry,
+    pairs,
+    pipeline,
+    threads,
+)
 from g2sd_jax.data import dataset as datasets
 
 CHECKED = 64  # Pairs that are opened before a run starts; the others when they come.
-FORMATS = ("PNG", "BMP")  # Whatever loses pixels has labels that nobody gave.
+FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # Lossless: others would change labels.
+BITS = 258  # The tag of a TIFF that holds the bits of a pixel.
+ORIENTATIONS = ("stored", "shown")
 
 
-def load(config, split) -> datasets.Dataset:
-    """One split, decoded as it is needed.
+def load(config: ConfigDict, split: str) -> datasets.Dataset:
+    """One split, decoded on demand.
 
     Batches have `image` [B, H, W, C] and `label_map` [B, H, W] uint8, and `image_size`
-    [B, 2]: the height and width of what is at the top left of a crop that is padded.
-    An original that cannot be read is {}.
+    [B, 2], the height and width of the crop at the top left, beyond which is padding.
+    The original of an unreadable example is {}.
     """
     decoder.check_channels(config.model.channels)
     if config.data.hold_out:
@@ -33,84 +46,179 @@ def load(config, split) -> datasets.Dataset:
             f"config.data.hold_out={config.data.hold_out}: label maps come in splits "
             "of their own; set it to 0.0."
         )
-    pictures, maps = pairs.listed(config, split)
-    count = pipeline.counted(config, pictures)
+    if config.data.classes == 1:
+        raise ValueError(
+            "config.data.classes=1: one class has nothing to be told from, and its "
+            "loss is 0 from the first step. Count the background as a class: "
+            "config.data.classes=2 and config.data.reduce_zero_label=False."
+        )
+    # A run of an older version has no such key; it took maps as they were.
+    orientation = config.data.get("map_orientation", "shown")
+    errors.one_of("config.data.map_orientation", orientation, ORIENTATIONS)
+    pictures, label_maps = pairs.list_pairs(config, split)  # None: there are no maps.
+    count = pipeline.example_count(config, pictures)
     table, frames = label_table(config), Crops(config)
+    turned = set()  # Names of pictures that EXIF turns.
 
-    def opened(index):
-        """(pixels [h, w, C], label map [h, w]) of one pair."""
-        picture = decoder.opened(pictures.read(index), config.model.channels)
+    def read_pair(index):
+        """(pixels [h, w, C], label map [h, w]) of one example."""
+        picture = decoder.open_picture(pictures.read(index), config.model.channels)
+        if label_maps is None:
+            pixels = picture.cut((0, 0, *picture.size))[0]
+            return pixels, np.full(pixels.shape[:2], label_values.IGNORED, np.uint8)
         try:
-            stored = decoded(maps.read(index), maps.name(index))
+            stored = decode(label_maps.read(index), label_maps.name(index))
         except (OSError, decoder.Unreadable) as error:
-            raise decoder.Unreadable(f"{maps.name(index)}: {error}") from error
+            raise decoder.Unreadable(f"{label_maps.name(index)}: {error}") from error
+        if picture.turn != decoder.UPRIGHT:
+            turned.add(pictures.name(index))
+            if orientation == "stored":
+                full_box = (0, 0, *stored.shape)
+                stored, _ = decoder.to_upright(stored, full_box, picture.turn)
         if stored.shape != tuple(picture.size):
             raise ValueError(
                 f"{pictures.name(index)} has {picture.size} pixels (height, width), "
-                f"its label map {maps.name(index)} {stored.shape}; they have to agree."
+                f"its label map {label_maps.name(index)} {stored.shape}; they have to "
+                f"agree.{turn_hint(picture, stored, orientation)}"
             )
         label_map = table[stored]
-        check_labels(stored, label_map, config, maps.name(index))
+        check_labels(stored, label_map, config, label_maps.name(index))
         return picture.cut((0, 0, *picture.size))[0], label_map
 
     def original(index):
         try:
-            pixels, label_map = opened(index)
+            pixels, label_map = read_pair(index)
         except (OSError, decoder.Unreadable) as error:
             failures.note(config, split, count, index, pictures.name(index), error)
             return {}
         return {"image": pixels, "label_map": label_map}
 
-    fill = pipeline.filling(config, pictures, split)
+    fill = pipeline.make_fill(config, pictures, split)
 
     def fetch(indices, epoch=None):
         batch = frames.empty(len(indices))
 
         def place(row, index):
-            frames.place(batch, row, *opened(index), epoch, index)
+            pixels, label_map = read_pair(index)
+            frames.place(batch, row, pixels, label_map, epoch, index)
 
         used, valid = fill(indices, place, epoch is not None)
         return {**batch, "index": used, "valid": valid}
 
-    for index in (
-        np.unique(np.linspace(0, count - 1, CHECKED).astype(int)) if count else ()
-    ):
+    checked = np.linspace(0, count - 1, CHECKED if count else 0).astype(int)
+    for index in np.unique(checked):
         original(int(index))
     names = class_names(config)
-    return datasets.Dataset(count, names, fetch, original, ahead=config.data.prefetch)
+    notes = pictures.notes
+    if turned:
+        notes += (
+            turned_note(sorted(turned), len(np.unique(checked)), split, orientation),
+        )
+    return datasets.Dataset(
+        count, names, fetch, original, ahead=config.data.prefetch, notes=notes
+    )
 
 
-def class_names(config) -> tuple[str, ...]:
+def count(config: ConfigDict, split: str) -> tuple[int, int]:
+    """The number of pictures of a split, and of classes.
+
+    Those of `config.data.class_list`; without one every label map is read, and classes
+    are counted up to the highest label that is not ignored.
+    """
+    _, label_maps = pairs.list_pairs(config, split)
+    if config.data.class_list:
+        return label_maps.count, classes.count_outputs(config.data.class_list)
+    table = label_table(config)
+
+    def highest(index):
+        try:
+            stored = decode(label_maps.read(index), label_maps.name(index))
+        except (OSError, decoder.Unreadable):
+            return -1  # Training lists it as a bad example.
+        labels = table[stored]
+        return int(labels[labels != label_values.IGNORED].max(initial=-1))
+
+    with threads.Pool(len(threads.cores()), "count") as pool:
+        return label_maps.count, max(pool.map(highest, range(label_maps.count))) + 1
+
+
+def turn_hint(picture: decoder.Picture, stored: np.ndarray, orientation: str) -> str:
+    """What may be behind a label map [h, w] that lies across its picture."""
+    if stored.shape[::-1] != tuple(picture.size):
+        return ""
+    if not picture.turn[0]:
+        return (
+            " The map lies across its picture, which has no EXIF orientation: one of "
+            "them was turned by another program."
+        )
+    other = "stored" if orientation == "shown" else "shown"
+    drawn = "pixels as they are stored" if other == "stored" else "upright picture"
+    return (
+        " The picture is turned upright by its EXIF orientation: if maps are drawn "
+        f"over the {drawn}, set config.data.map_orientation={other}."
+    )
+
+
+def turned_note(
+    names: Sequence[str], looked_at: int, split: str, orientation: str
+) -> str:
+    """The line about pictures with label maps that their EXIF orientation turns.
+
+    Args:
+        names: of those pictures.
+        looked_at: how many pictures were opened.
+        split: theirs.
+        orientation: `config.data.map_orientation`.
+    """
+    how = {
+        "shown": "WARNING: their label maps are taken as drawn over the upright "
+        "picture; if they are drawn over the stored pixels, set "
+        "config.data.map_orientation=stored",
+        "stored": "their label maps are turned with them",
+    }
+    return (
+        f"split {split!r}: EXIF turns {len(names)} of {looked_at} pictures looked at "
+        f"({errors.shorten_list(names, most=3)}); {how[orientation]} "
+        f"(config.data.map_orientation={orientation})."
+    )
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
     """The lines of `config.data.class_list`, in the order of the labels."""
     if not config.data.class_list:
         return ()
-    listed = classes.read(config.data.class_list, config.data.classes)
-    if not classes.each_once(listed, config.data.classes):
+    outputs = config.data.classes
+    names = classes.output_names(classes.read(config.data.class_list, outputs), outputs)
+    if not names:
         raise ValueError(
             f"config.data.class_list={config.data.class_list!r}: label maps need one "
             "name for each class, in the order of the labels."
         )
-    return tuple(sorted(listed, key=listed.get))
+    return names
 
 
-def label_table(config) -> np.ndarray:
-    """[256] uint8: what each stored label becomes."""
+def label_table(config: ConfigDict) -> np.ndarray:
+    """[256] uint8: the class, or 255, that each stored label becomes."""
     table = np.arange(256, dtype=np.uint8)
     if config.data.reduce_zero_label:
         table = geometry.reduce_zero(table)
-    wrong = [label for label in config.data.ignore if not 0 <= label <= 255]
-    if wrong:
-        raise ValueError(
-            f"config.data.ignore={tuple(config.data.ignore)}: a label map stores "
-            f"0..255, never {wrong[0]}."
-        )
-    table[list(config.data.ignore)] = geometry.IGNORED
+    table[list(config.data.ignore)] = label_values.IGNORED
     return table
 
 
-def check_labels(stored, label_map, config, name):
-    known = label_map[label_map != geometry.IGNORED]
-    wrong = known[known >= config.data.classes]
+def check_labels(
+    stored: np.ndarray, label_map: np.ndarray, config: ConfigDict, name: str
+) -> None:
+    """Refuses a label map with more classes than the model.
+
+    Args:
+        stored: [h, w] labels as they are in the file.
+        label_map: [h, w] the classes they become.
+        config: the recipe.
+        name: of the file.
+    """
+    labels = label_map[label_map != label_values.IGNORED]
+    wrong = labels[labels >= config.data.classes]
     if not len(wrong):
         return
     most = int(stored[label_map == wrong.max()][0])
@@ -122,11 +230,19 @@ def check_labels(stored, label_map, config, name):
     )
 
 
-def decoded(data: bytes, name: str) -> np.ndarray:
-    """[h, w] uint8 as it is stored: grey levels, or the indices of a palette.
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Decodes the stored labels: grey levels, or the indices of a palette.
 
-    Raises `Unreadable` for a broken file, and ValueError for one that cannot be a map
-    of labels, as then others will not be either.
+    Args:
+        data: the bytes of the file.
+        name: of the file, for errors.
+
+    Returns:
+        [h, w] uint8.
+
+    Raises:
+        Unreadable: the file is broken.
+        ValueError: the file cannot be a label map, as then others will not be either.
     """
     if not data:
         raise decoder.Unreadable("the file is empty")
@@ -136,10 +252,21 @@ def decoded(data: bytes, name: str) -> np.ndarray:
         )
 
     def load():
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.mode, np.asarray(image)
+        with decoder.open_image(data, FORMATS) as image:
+            bits = 8
+            if image.format == "PNG":
+                bits = data[24]
+            elif image.format == "TIFF":
+                bits = image.tag_v2.get(BITS, (8,))[0]
+            return image.mode, bits, np.asarray(image)
 
-    mode, stored = decoder.guarded(load)
+    mode, bits, stored = decoder.translate_errors(load)
+    if mode == "RGB" and (stored == stored[..., :1]).all():
+        raise ValueError(
+            f"{name} is stored as RGB, as colours, though all three are alike: a label "
+            "map has one channel. Save one of them: "
+            "Image.open(path).getchannel(0).save(path)."
+        )
     if mode not in ("1", "L", "P") and not mode.startswith("I"):
         raise ValueError(
             f"{name} is stored as {mode}, as colours: a label map has one channel, "
@@ -150,52 +277,61 @@ def decoded(data: bytes, name: str) -> np.ndarray:
             f"{name} holds the label {stored.max()}; label maps have labels below 256."
         )
     stored = stored.astype(np.uint8)
-    if mode == "L" and data[:4] == b"\x89PNG":  # Few bits: Pillow spreads them to 255.
-        stored //= 255 // (2 ** min(data[24], 8) - 1)
+    if mode == "L":  # Few bits: Pillow spreads them to 255.
+        stored //= 255 // (2 ** min(bits, 8) - 1)
     return stored
 
 
 class Crops:
-    """Random scale, then a crop of several classes; without an epoch the centre."""
+    """A random scale, then a crop of several classes; without an epoch the centre."""
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self._config = config
-        self._size, self._channels = (
-            tuple(config.model.image_size),
-            config.model.channels,
-        )
-        crops.check_scaled(config.augment)
+        self._size = tuple(config.model.image_size)
+        self._channels = config.model.channels
 
-    def empty(self, count):
+    def empty(self, count: int) -> dict[str, np.ndarray]:
+        """Batch of `count` rows that are all padding."""
         return {
             "image": np.zeros((count, *self._size, self._channels), np.uint8),
-            "label_map": np.full((count, *self._size), geometry.IGNORED, np.uint8),
+            "label_map": np.full((count, *self._size), label_values.IGNORED, np.uint8),
             "image_size": np.zeros((count, 2), np.int32),
         }
 
-    def place(self, batch, row, pixels, label_map, epoch, index):
+    def place(
+        self,
+        batch: dict[str, np.ndarray],
+        row: int,
+        pixels: np.ndarray,
+        label_map: np.ndarray,
+        epoch: int | None,
+        index: int,
+    ) -> None:
+        """Crops a picture [h, w, C] and its label map [h, w] into a row of a batch."""
         augment = self._config.augment
         drawn = None
         if epoch is not None:
-            drawn = crops.scaled_draws(self._config, epoch, index)
+            drawn = crops.draw_scaled_crop(self._config, epoch, index)
         size, ratio = label_map.shape, 1.0 if drawn is None else drawn.ratio
         box = geometry.scaled_box(augment.fit, ratio)
         size = geometry.fit_size(size, box)
         label_map = geometry.resize_labels(label_map, size)
-        room = crops.room(size, self._size)
+        room = crops.offset_limits(size, self._size)
         if drawn is None:
             y, x = room // 2
         else:
             offsets = (drawn.places * (room + 1)).astype(int)
-            chosen = crops.varied(label_map, self._size, offsets, augment.crop_share)
+            chosen = crops.first_varied_crop(
+                label_map, self._size, offsets, augment.crop_share
+            )
             y, x = offsets[chosen]
         label_map = label_map[y : y + self._size[0], x : x + self._size[1]]
         height, width = label_map.shape
-        # Only the crop is resized: the rest costs most of the time, and nobody sees it.
+        # Only the crop is resized: the rest would cost most of the time.
         part = geometry.resize_image(pixels, size, (y, x, height, width))
         batch["image"][row, :height, :width] = part
         batch["label_map"][row, :height, :width] = label_map
         batch["image_size"][row] = height, width
 
 
-frames = Crops  # What a training batch is laid out in.
+frames = Crops  # The layout of a training batch.

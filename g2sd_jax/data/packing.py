@@ -1,6 +1,6 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One picture as a prepared copy holds it: upright, shrunk once, encoded again.
+"""Makes one record of a prepared copy: a picture upright, shrunk and encoded again.
 
 84 flower photographs as JPEGs of 500x375 and 58 kB, shrunk to a shorter side of 256;
 error in grey levels against the shrunk pixels; images/s of `pipeline.Training` at 224,
@@ -18,16 +18,25 @@ room takes raw.
 
 import collections
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import TypeVar
 
 from PIL import Image, ImageOps
 
-from g2sd_jax.data import decoder
+from g2sd_jax.data import decoder, encoded
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 CHROMA = {"444": 0, "422": 1, "420": 2}  # Pillow's numbers of the subsamplings.
 
 
-def ahead(pool, make: Callable, items: Iterable, depth: int) -> Iterator:
+def map_ahead(
+    pool: futures.Executor,
+    make: Callable[[Item], Result],
+    items: Iterable[Item],
+    depth: int,
+) -> Iterator[Result]:
     """`map` by the pool's threads, in order, never more than `depth` results early."""
     waiting = collections.deque()
     try:
@@ -38,15 +47,25 @@ def ahead(pool, make: Callable, items: Iterable, depth: int) -> Iterator:
         while waiting:
             yield waiting.popleft().result()
     finally:
-        for each in waiting:
-            each.cancel()
+        for future in waiting:
+            future.cancel()
 
 
-def attempt(examples, job, index: int) -> tuple:
-    """`(name, label, record)` of one picture, or the reason why there is no record."""
+def try_to_pack(
+    examples: encoded.Encoded, job: Mapping, index: int
+) -> tuple[str, int | None, bytes | Exception]:
+    """Makes `(name, label, record)` of one picture.
+
+    The record of an unreadable picture is the exception that says why.
+
+    Args:
+        examples: the source.
+        job: with `size`, `format`, `quality` and `chroma`, as for `shrink`.
+        index: of the picture.
+    """
     label = None if examples.labels is None else int(examples.labels[index])
     try:
-        record = shrunk(
+        record = shrink(
             examples.read(index),
             job["size"],
             job["format"],
@@ -58,23 +77,30 @@ def attempt(examples, job, index: int) -> tuple:
     return examples.name(index), label, record
 
 
-def shrunk(data: bytes, size: int, form: str, quality=90, chroma="420") -> bytes:
-    """One picture file as the copy holds it.
+def shrink(
+    data: bytes, size: int, form: str, quality: int = 90, chroma: str = "420"
+) -> bytes:
+    """Turns a picture file upright, shrinks it, and encodes it again.
+
+    A JPEG that is upright and small enough stays as it is.
 
     Args:
         data: the file.
-        size: pixels of the shorter side; the longer one is rounded down, as the
-            published evaluation does.
+        size: pixels of the shorter side; the longer one is rounded down, as in the
+            published evaluation.
         form: jpeg, or raw for a binary PPM or PGM.
-        quality: of JPEG.
-        chroma: of JPEG, a key of `CHROMA`.
+        quality: of JPEG, 1 to 100.
+        chroma: subsampling of JPEG, a key of `CHROMA`.
+
+    Raises:
+        Unreadable: the file cannot be decoded.
     """
-    return decoder.guarded(lambda: _shrunk(data, size, form, quality, chroma))
+    return decoder.translate_errors(lambda: _shrink(data, size, form, quality, chroma))
 
 
-def _shrunk(data, size, form, quality, chroma):
-    with Image.open(io.BytesIO(data), formats=decoder.FORMATS) as image:
-        image.load()  # Whole: a truncated file is told here.
+def _shrink(data, size, form, quality, chroma):
+    with decoder.open_image(data) as image:
+        image.load()  # Raises for a truncated file.
         upright = image.getexif().get(decoder.ORIENTATION, 1) == 1
         small = min(image.size) <= size and image.mode in ("L", "RGB")
         if form == "jpeg" and image.format == "JPEG" and small and upright:

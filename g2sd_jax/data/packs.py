@@ -3,9 +3,9 @@
 """Pack files: many small files in one, with an index at the end.
 
 A pack is the records one after another, an index of them, and a footer. It gets its
-name only when it is whole, so a pack is there and complete, or not there. ArrayRecord
-would do too, but its pixels cannot be mapped into memory, and it read records of 21 kB
-at a quarter to two fifths of this rate (one core, warm files, in turns).
+name only when it is complete, so a pack that exists is complete. ArrayRecord would do
+too, but its pixels cannot be mapped into memory, and it read records of 21 kB at a
+quarter to two fifths of this rate (one core, warm files, in turns).
 """
 
 import contextlib
@@ -17,36 +17,41 @@ import resource
 import struct
 import threading
 import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 MAGIC = b"G2SDPAK1"
-MOST_OPEN, OTHERS = 1 << 16, 256  # Files; of them, those that are not ours.
+MOST_OPEN = 1 << 16  # Files that the limit is raised to at most.
+OTHERS = 256  # Of those, what the rest of the process may open.
 FOOTER = struct.Struct("<8sQ32s")  # Magic, where the index begins, sha256 before it.
 
 
 class Index(NamedTuple):
-    """What a pack knows of its n records."""
+    """The index of a pack of n records."""
 
-    ends: np.ndarray  # [n] int64, the byte after each record; the first begins at 0
-    labels: np.ndarray  # [n] int32, or [0] where there are none
-    names: tuple[str, ...]  # n, as the source calls them
-    bad: tuple[tuple[str, str], ...]  # (name, reason) of what could not be packed
+    ends: np.ndarray  # [n] int64, the byte after each record; the first begins at 0.
+    labels: np.ndarray  # [n] int32, or [0] where there are none.
+    names: tuple[str, ...]  # Of the n records in the source.
+    bad: tuple[tuple[str, str], ...]  # (name, reason) of pictures that have no record.
 
     @property
-    def starts(self):
+    def starts(self) -> np.ndarray:
+        """[n] int64, the first byte of each record."""
         return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
 
 
-def write(path: Path, items) -> None:
-    """Writes a pack; killed or failing on the way, it leaves nothing of that name.
+def write(
+    path: Path, items: Iterable[tuple[str, int | None, bytes | Exception]]
+) -> None:
+    """Writes a pack, under another name until it is complete.
 
     Args:
         path: of the pack.
-        items: iterator of `(name, label or None, record)`, the record being bytes, or
-            the ValueError or OSError that says why there is none.
+        items: `(name, label, record)` of each picture, the record being bytes, or the
+            ValueError or OSError that says why there is none.
     """
     part = path.with_name(path.name + ".part")
     digest, ends, labels, names, bad = hashlib.sha256(), [], [], [], []
@@ -67,7 +72,7 @@ def write(path: Path, items) -> None:
                 if label is not None:
                     labels.append(label)
             begin = file.tell()
-            put(packed(ends, labels, names, bad))
+            put(encode_index(ends, labels, names, bad))
             file.write(FOOTER.pack(MAGIC, begin, digest.digest()))
             file.flush()
             os.fsync(file.fileno())
@@ -78,36 +83,51 @@ def write(path: Path, items) -> None:
         raise
 
 
-def packed(ends, labels, names, bad) -> bytes:
-    """The index as an .npz, which numpy dates 1980: the same index, the same bytes."""
+def encode_index(
+    ends: Sequence[int],
+    labels: Sequence[int],
+    names: Sequence[str],
+    bad: Sequence[tuple[str, str]],
+) -> bytes:
+    """Encodes the fields of an `Index` as an .npz.
+
+    NumPy dates it 1980, so that equal indexes are equal bytes.
+    """
     file = io.BytesIO()
     np.savez(
         file,
         ends=np.array(ends, np.int64),
         labels=np.array(labels, np.int32),
-        names=joined(names),
-        bad=joined([text for pair in bad for text in pair]),
+        names=join_texts(names),
+        bad=join_texts([text for pair in bad for text in pair]),
     )
     return file.getvalue()
 
 
-def joined(texts):
+def join_texts(texts: Iterable[str]) -> np.ndarray:
+    """Encodes texts as one array of bytes, a zero after each."""
     # File names are bytes; what is no UTF-8 in them has to come back as it was.
-    whole = "".join(f"{text}\0" for text in texts)
-    return np.frombuffer(whole.encode(errors="surrogateescape"), np.uint8)
+    joined = "".join(f"{text}\0" for text in texts)
+    return np.frombuffer(joined.encode(errors="surrogateescape"), np.uint8)
 
 
-def separated(array):
-    whole = array.tobytes().decode(errors="surrogateescape")
-    return tuple(whole.split("\0")[:-1])
+def split_texts(array: np.ndarray) -> tuple[str, ...]:
+    """Decodes what `join_texts` encoded."""
+    joined = array.tobytes().decode(errors="surrogateescape")
+    return tuple(joined.split("\0")[:-1])
 
 
 def digest(path: Path) -> str:
-    """The sha256 a pack claims to have; a ValueError where this is no whole pack."""
-    return footer(path)[1].hex()
+    """The sha256 in the footer of a pack; a ValueError where there is no footer."""
+    return read_footer(path)[1].hex()
 
 
-def footer(path):
+def read_footer(path: Path) -> tuple[int, bytes, int]:
+    """(first byte of the index, sha256 that the pack should have, first of the footer).
+
+    Raises:
+        ValueError: the file is no complete pack.
+    """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - FOOTER.size))
@@ -119,38 +139,43 @@ def footer(path):
 
 
 def verify(path: Path) -> None:
-    """Reads a pack whole, and refuses it where one bit of it has changed."""
-    _, claimed, size = footer(path)
-    seen, left = hashlib.sha256(), size
+    """Reads all of a pack, and refuses it if one bit of it has changed."""
+    _, claimed, left = read_footer(path)
+    actual = hashlib.sha256()
     with open(path, "rb") as file:
         while left:
             block = file.read(min(left, 1 << 20))
             left -= len(block)
-            seen.update(block)
-    if seen.digest() != claimed:
+            actual.update(block)
+    if actual.digest() != claimed:
         raise ValueError(f"{path} is damaged: its sha256 is not the one it was given.")
 
 
-def index(path: Path) -> Index:
-    """The index alone, without its records."""
-    begin, _, end = footer(path)
+def read_index(path: Path) -> Index:
+    """Reads the index of a pack, without its records."""
+    begin, _, end = read_footer(path)
     with open(path, "rb") as file:
         file.seek(begin)
-        held = file.read(end - begin)
+        encoded_index = file.read(end - begin)
     try:
-        with np.load(io.BytesIO(held), allow_pickle=False) as arrays:
-            texts = separated(arrays["bad"])
-            names = separated(arrays["names"])
+        with np.load(io.BytesIO(encoded_index), allow_pickle=False) as arrays:
+            texts = split_texts(arrays["bad"])
+            names = split_texts(arrays["names"])
             pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
             return Index(arrays["ends"], arrays["labels"], names, pairs)
     except Exception as error:  # Whatever numpy and zipfile make of broken bytes.
         raise ValueError(f"{path} is damaged: its index cannot be read.") from error
 
 
-def make_room(files: int, origin: str) -> None:
-    """Lets this process keep so many files open: many systems begin with 1024 in all.
+def raise_open_file_limit(files: int, origin: str) -> None:
+    """Raises the limit of open files, which is 1024 on many systems.
 
-    ImageNet has 1024 training files, and what fails to open would count as unreadable.
+    ImageNet has 1024 training files, and one that fails to open would count as
+    unreadable.
+
+    Args:
+        files: how many a data set keeps open.
+        origin: what an error calls it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)
@@ -164,14 +189,19 @@ def make_room(files: int, origin: str) -> None:
 
 
 class Reader:
-    """Parts of a file; it is opened when first read, by any thread, and stays open."""
+    """Reads parts of a file, which any thread opens first and which stays open.
+
+    Args:
+        path: of the file.
+        mapped: whether to map it into memory.
+    """
 
     def __init__(self, path: Path, mapped: bool):
         self._path, self._mapped = path, mapped
         self._lock, self._file = threading.Lock(), None
 
-    def read(self, start: int, end: int):
-        """Bytes, or where the file is mapped a view of them that copies nothing."""
+    def read(self, start: int, end: int) -> bytes | memoryview:
+        """Bytes `start` to `end`; of a mapped file, a view of them without a copy."""
         if self._file is None:
             with self._lock:
                 if self._file is None:
@@ -183,7 +213,7 @@ class Reader:
             raise OSError(f"{self._path} ends within a record.")
         return record
 
-    def _open(self):
+    def _open(self) -> int | memoryview:
         descriptor = os.open(self._path, os.O_RDONLY)
         if not self._mapped:
             weakref.finalize(self, os.close, descriptor)

@@ -1,16 +1,17 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that `g2sd prepare` wrote: packs of pictures, shrunk once, labels inside.
+"""Reads a folder that `g2sd prepare` wrote: packs of shrunk pictures and their labels.
 
 The records are JPEG files, or binary PPM and PGM files, which are pixels behind a line
 of text: those are mapped into memory and never decoded.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from g2sd_jax import json_files
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import encoded, packs, pipeline
 
@@ -19,17 +20,17 @@ UNFINISHED = "unfinished.json"
 LAYOUT = 1
 AGAIN = "run the same `g2sd prepare` again, which makes what is missing."
 
-frames = pipeline.Training  # What a training batch is laid out in.
+frames = pipeline.Training  # The layout of a training batch.
 
 
-def load(config, split) -> datasets.Dataset:
-    """One split of the copy at `config.data.path`, decoded as it is needed."""
-    return pipeline.dataset(config, listed(config, split), split)
+def load(config: ConfigDict, split: str) -> datasets.Dataset:
+    """One split of the copy at `config.data.path`, decoded on demand."""
+    return pipeline.dataset(config, list_files(config, split), split)
 
 
-def listed(config, split) -> encoded.Encoded:
-    """The pictures of one split, of which nothing but the index was read."""
-    folder = Path(config.data.path).expanduser()
+def list_files(config: ConfigDict, split: str) -> encoded.Encoded:
+    """The pictures of one split, of which the indexes alone are read."""
+    folder = Path(config.data.path)
     manifest = read_manifest(folder)
     size, wanted = manifest["job"]["size"], min(config.model.image_size)
     if size < wanted:
@@ -38,17 +39,23 @@ def listed(config, split) -> encoded.Encoded:
             f"than config.model.image_size={tuple(config.model.image_size)}; prepare "
             f"it again with --size={wanted} or more, which enlarges no picture."
         )
-    held = open_split(folder, manifest, split)
-    if held.labels is None and config.data.classes:
+    files = open_split(folder, manifest, split)
+    if files.labels is None and config.data.classes:
         raise ValueError(
-            f"{held.origin} has no labels, but config.data.classes="
+            f"{files.origin} has no labels, but config.data.classes="
             f"{config.data.classes}; pictures alone need --config.data.classes=0."
         )
-    return held
+    return files
+
+
+def count(config: ConfigDict, split: str) -> tuple[int, int]:
+    """The number of pictures of a split, and of their classes."""
+    files = list_files(config, split)
+    return files.count, len(files.classes)
 
 
 def read_manifest(folder: Path) -> dict:
-    """What is in a finished copy; anything else is refused with the way out."""
+    """Reads the manifest of a finished copy; refuses anything else."""
     path = folder / MANIFEST
     if (folder / UNFINISHED).exists() and not path.exists():
         raise ValueError(
@@ -56,14 +63,12 @@ def read_manifest(folder: Path) -> dict:
             "same `g2sd prepare` again, it goes on where it was."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_files.read(path, "prepare the set again")
     except FileNotFoundError:
         raise ValueError(
             f"config.data.path={str(folder)!r} has no {MANIFEST}; config.data.source="
             "prepared reads a folder that `g2sd prepare --out=` wrote."
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
     if manifest.get("layout") != LAYOUT:
         raise ValueError(
             f"{path} has layout {manifest.get('layout')!r}, but this version reads "
@@ -83,43 +88,48 @@ def open_split(folder: Path, manifest: dict, split: str) -> encoded.Encoded:
             f"{folder} has no split {split!r}; its splits are {', '.join(splits)}. Set "
             "config.data.train_split and config.data.eval_split to them."
         )
-    told = splits[split]
-    files = check(folder, told)
-    indexes = [packs.index(file) for file in files]
+    entry = splits[split]
+    files = check_packs(folder, entry)
+    indexes = [packs.read_index(file) for file in files]
     mapped = manifest["job"]["format"] == "raw"
-    packs.make_room(len(files), str(folder))
+    packs.raise_open_file_limit(len(files), str(folder))
     readers = [packs.Reader(file, mapped) for file in files]
-    firsts = np.cumsum([0] + [len(each.ends) for each in indexes])
+    firsts = np.cumsum([0] + [len(index.ends) for index in indexes])
 
-    def place(index):
+    def locate(index):
         pack = int(np.searchsorted(firsts, index, side="right")) - 1
         return pack, int(index - firsts[pack])
 
     def read(index):
-        pack, row = place(index)
+        pack, row = locate(index)
         start, end = starts[pack][row], indexes[pack].ends[row]
         return readers[pack].read(int(start), int(end))
 
     def name(index):
-        pack, row = place(index)
+        pack, row = locate(index)
         return f"{files[pack]}: {indexes[pack].names[row]}"
 
-    starts = [each.starts for each in indexes]
-    labels = np.concatenate([each.labels for each in indexes])
+    starts = [index.starts for index in indexes]
+    labels = np.concatenate([index.labels for index in indexes])
     return encoded.Encoded(
         count=int(firsts[-1]),
-        classes=tuple(told["classes"]),
-        labels=labels if told["labelled"] else None,
+        classes=tuple(entry["classes"]),
+        labels=labels if entry["labelled"] else None,
         read=read,
         name=name,
         origin=f"{folder} ({split})",
     )
 
 
-def check(folder, told):
-    """The paths of a split's packs, each as long and of the digest it should have."""
-    files = [folder / pack["file"] for pack in told["packs"]]
-    for file, pack in zip(files, told["packs"], strict=True):
+def check_packs(folder: Path, entry: dict) -> list[Path]:
+    """The paths of a split's packs, their sizes and digests as in the manifest.
+
+    Args:
+        folder: of the copy.
+        entry: of the split in the manifest.
+    """
+    files = [folder / pack["file"] for pack in entry["packs"]]
+    for file, pack in zip(files, entry["packs"], strict=True):
         try:
             size = file.stat().st_size
         except FileNotFoundError:

@@ -2,58 +2,120 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one door to the data: a recipe and a split in, a checked `Dataset` out."""
 
-import difflib
 import importlib
+from collections.abc import Collection, Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from g2sd_jax import errors
+from g2sd_jax.data import classes as class_lists
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import encoded, fake
 
-# Name -> the module whose `load(config, split)` it is, imported when it is used: small
-# sets in memory need neither TensorFlow nor a JPEG library.
+
+class Source(NamedTuple):
+    """A module with `load(config, split)` and `count(config, split)`.
+
+    The fields are what is known before it is imported.
+
+    It is imported when it is used: small sets in memory need neither TensorFlow nor a
+    JPEG library.
+    """
+
+    module: str
+    gives: Collection[str] = ("label",)  # Batch keys beside `image`.
+    needs: Sequence[str] = ()  # Keys of `config.data` that not every recipe has.
+    rules: Sequence[str] = ()  # Those that say how a picture or its label is read.
+
+
 SOURCES = {
-    "arrays": "g2sd_jax.data.arrays",
-    "digits": "g2sd_jax.data.digits",
-    "fake": "g2sd_jax.data.fake",
-    "folder": "g2sd_jax.data.folder",
-    "maps": "g2sd_jax.data.maps",
-    "prepared": "g2sd_jax.data.prepared",
-    "tfds:": "g2sd_jax.data.tfds_source",
+    "arrays": Source("g2sd_jax.data.arrays"),
+    "digits": Source("g2sd_jax.data.digits"),
+    "folder": Source("g2sd_jax.data.folder", rules=("eval_crop",)),
+    "maps": Source(
+        "g2sd_jax.data.maps",
+        gives=("label_map", "image_size"),
+        needs=("images", "labels", "reduce_zero_label", "ignore"),
+        rules=("reduce_zero_label", "ignore", "map_orientation"),
+    ),
+    "coco": Source(
+        "g2sd_jax.data.coco",
+        gives=("boxes", "labels", "valid_boxes", "masks", "frames", "size"),
+        needs=("images", "annotations", "max_boxes", "mask_size", "surplus"),
+    ),
+    "prepared": Source("g2sd_jax.data.prepared", rules=("eval_crop",)),
+    "tfds:": Source("g2sd_jax.data.tfds_source", rules=("eval_crop",)),
+    "fake": Source("g2sd_jax.data.fake", gives=fake.MAKERS),
+}
+# Why a set that seems to have a key has not.
+BECAUSE = {
+    "tfds:scene_parse150": "its annotations are declared as pictures of 3 channels, "
+    "not as ADE20K's map of 150 classes",
 }
 
-LABELLED = ("maps", "fake")  # Sources with a label for every pixel.
 
-
-def load(config, split, evaluate=False) -> datasets.Dataset:
+def load(
+    config: ConfigDict, split: str, reads: Sequence[str] = (), evaluate: bool = False
+) -> datasets.Dataset:
     """One split of `config.data.source`, checked once and trusted afterwards.
 
     Args:
-        config: the whole recipe.
+        config: the recipe.
         split: `config.data.train_split` or `config.data.eval_split`.
-        evaluate: True where the split is only judged, so that its size is free.
+        reads: batch keys beside `image` that the stage needs, its `Stage.reads`; ()
+            takes what the source gives, which is labels where they are invented.
+        evaluate: True where the split is only evaluated, so that its size is free.
     """
+    check_reads(config, reads)
     loading = module(config)
-    check_task(config)
-    dataset = loading.load(config, split)
+    training = split == config.data.train_split and not evaluate
+    if loading is fake:  # What is invented depends on what is read.
+        dataset = fake.load(config, split, reads)
+    elif training:
+        dataset = getattr(loading, "load_training", loading.load)(config, split)
+    else:
+        dataset = loading.load(config, split)
     if config.data.limit is not None:
         dataset = dataset._replace(count=min(dataset.count, config.data.limit))
     check(config, split, dataset)
-    if split == config.data.train_split and not evaluate:
-        check_count(config, split, dataset.count)
+    if training:
+        check_count(config, split, dataset)
     return dataset
 
 
-def invented(config, count) -> dict:
-    """A training batch as `config.data.source` lays it out, of which nothing is read.
+def count(config: ConfigDict) -> tuple[int, int]:
+    """The examples that `config` trains on, and the classes they are of.
+
+    Nothing is decoded but label maps that no class list names.
+
+    Returns:
+        The number of examples of `config.data.train_split`, at most
+        `config.data.limit`, and the number of classes, 0 where there are no labels.
+    """
+    examples, classes = module(config).count(config, config.data.train_split)
+    if config.data.limit is not None:
+        examples = min(examples, config.data.limit)
+    if config.data.class_list and classes:
+        classes = class_lists.count_outputs(config.data.class_list)
+    return examples, classes
+
+
+def invented(
+    config: ConfigDict, count: int, reads: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """A training batch as `config.data.source` lays it out, without reading a file.
 
     Picture files come on a canvas and with boxes, label maps with sizes: invented ones
-    take in all there is. Sets in memory, whose size only their file tells, count as
-    pictures of the model's size.
+    fill all of it. Sets in memory, whose size only their file tells, count as pictures
+    of the model's size.
 
     Args:
-        config: the whole recipe.
+        config: the recipe.
         count: examples in the batch.
+        reads: batch keys beside `image` that the stage needs.
     """
     frames = getattr(module(config), "frames", None)
     layout = frames(config).empty(count) if frames else {}
@@ -65,61 +127,79 @@ def invented(config, count) -> dict:
         size,
         config.model.channels,
         max(1, config.data.classes),
-        fake.task_of(config),
+        reads,
+        layout=fake.box_layout(config),
     )
     batch = examples.fetch(np.arange(count))
-    for name, whole in (("crop", (0, 0, *size)), ("image_size", size)):
+    for name, extent in (("crop", (0, 0, *size)), ("image_size", size)):
         if name in layout:
-            batch[name] = np.tile(np.array(whole, layout[name].dtype), (count, 1))
+            batch[name] = np.tile(np.array(extent, layout[name].dtype), (count, 1))
     return batch
 
 
-def module(config):
+def chosen(config: ConfigDict) -> Source:
+    """The `Source` that `config.data.source` names."""
     name = config.data.source
     name = "tfds:" if name.startswith("tfds:") else name
-    if name not in SOURCES:
-        near = difflib.get_close_matches(str(name), SOURCES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SOURCES)}"
-        raise ValueError(f"config.data.source={name!r} is not known; {hint}")
-    return importlib.import_module(SOURCES[name])
+    return errors.lookup("config.data.source", name, SOURCES)
 
 
-def files(config, split) -> encoded.Encoded:
+def describe(config: ConfigDict) -> dict:
+    """How a run reads pictures and labels: keys of `config.data`, by name.
+
+    They travel with its weights: a picture that is asked about later is read alike.
+    """
+    keys = ("source", *chosen(config).rules)
+    return {key: config.data[key] for key in keys if key in config.data}
+
+
+def module(config: ConfigDict) -> ModuleType:
+    """The module of `config.data.source`."""
+    return importlib.import_module(chosen(config).module)
+
+
+def files(config: ConfigDict, split: str) -> encoded.Encoded:
     """The undecoded files of a split, where the source has such."""
-    listed = getattr(module(config), "listed", None)
-    if listed is None:
+    list_files = getattr(module(config), "list_files", None)
+    if list_files is None:
         raise ValueError(
             f"config.data.source={config.data.source!r} holds no picture files: what "
-            "lies in memory is not decoded, and label maps are not read without what "
-            "they label."
+            "lies in memory is not decoded, and label maps and objects are not read "
+            "without the pictures they belong to."
         )
-    return listed(config, split)
+    return list_files(config, split)
 
 
-def check_task(config):
-    """Refuses a source that has not got what the task is trained with."""
-    name, task = config.data.source, config.task if "task" in config else None
-    if task == "segmentation" and name not in LABELLED:
-        why = "holds no label for every pixel"
-        if name.startswith("tfds:scene_parse150"):
-            why = (
-                "is declared with annotations that are pictures of 3 channels, not "
-                "with ADE20K's map of 150 classes"
-            )
+def check_reads(config: ConfigDict, reads: Sequence[str]) -> None:
+    """Refuses a source that does not give what the stage reads, or needs other keys."""
+    name, source = config.data.source, chosen(config)
+    missing = [key for key in reads if key not in source.gives]
+    if missing:
+        reader = f"config.stage={config.stage}"
+        if "task" in config:
+            reader += f" of config.task={config.task}"
+        because = "".join(
+            f": {why}" for prefix, why in BECAUSE.items() if name.startswith(prefix)
+        )
+        others = [
+            f"config.data.source={other}"
+            for other, each in SOURCES.items()
+            if set(reads) <= set(each.gives)
+        ]
         raise ValueError(
-            f"config.data.source={name!r} {why}; config.task=segmentation reads a "
-            "folder of pictures and label maps, such as ADE20K's official one: "
-            "--config.data.source=maps --config.data.path=ADEChallengeData2016"
+            f"config.data.source={name!r} gives {', '.join(source.gives)} with each "
+            f"picture, but {reader} reads {', '.join(missing)}{because}; use "
+            f"{' or '.join(others) or 'a source that gives it'}."
         )
-    if name == "maps" and task != "segmentation":
-        raise ValueError(
-            f"config.data.source='maps' is for config.task=segmentation, not for "
-            f"{task or config.stage}; pictures alone are read with "
-            "--config.data.source=folder."
-        )
+    because = (
+        f"config.data.source={name} (recipes of label maps have them; pictures alone "
+        "are read with config.data.source=folder)"
+    )
+    errors.require(config.data, "config.data", source.needs, because)
 
 
-def check(config, split, dataset):
+def check(config: ConfigDict, split: str, dataset: datasets.Dataset) -> None:
+    """Refuses a split without examples, or with other channels or classes."""
     where = f"split {split!r} of config.data.source={config.data.source!r}"
     if dataset.count < 1:
         raise ValueError(
@@ -138,14 +218,24 @@ def check(config, split, dataset):
             f"{where} has {len(dataset.classes)} classes ({', '.join(dataset.classes)})"
             f", but config.data.classes={config.data.classes}; set "
             f"--config.data.classes={len(dataset.classes)}, or complete the split."
+            + "".join(f" {note}" for note in dataset.notes)
         )
 
 
-def check_count(config, split, count):
-    """Epochs and schedules are counted from the config, so it has to be right."""
+def check_count(config: ConfigDict, split: str, dataset: datasets.Dataset) -> None:
+    """Refuses another count than the config's, from which schedules are reckoned."""
+    count = dataset.count
     if count != config.data.train_examples:
+        held_out = ""
+        if config.data.hold_out:
+            held_out = (
+                f" config.data.hold_out={config.data.hold_out} keeps its share of "
+                "every class for evaluation, of a class of two or more at least one."
+            )
         raise ValueError(
             f"config.data.train_examples={config.data.train_examples}, but split "
             f"{split!r} holds {count} examples (config.data.limit="
             f"{config.data.limit}); set --config.data.train_examples={count}."
+            + held_out
+            + "".join(f" {note}" for note in dataset.notes)
         )

@@ -1,10 +1,10 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Random access to the files of a prepared TFDS set, and the labels of all of it.
+"""Random access to the files of a prepared TFDS set, and its labels.
 
-Each function takes the recipe, a `tfds_source.Found` and the split's name, and returns
-`(labels, read)`: [N] int32, or None or [0] where there are none, and `read(index)`, the
-encoded picture.
+Each function of `OPENERS` takes the recipe, a `PreparedSplit` and the name
+of the split, and returns `(labels, read)`: [N] int32, or None or [0] where there are
+none, and `read(index)`, which returns the encoded picture.
 """
 
 import functools
@@ -13,34 +13,78 @@ import json
 import os
 import pathlib
 import tempfile
-import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
-from g2sd_jax.data import packs, tfrecord
+from g2sd_jax.data import arrays, packs, tfrecord
 
 CHUNK = 1000  # Records of array_record files that one thread reads at a time.
 
 
-def tfrecords(config, found, split):
-    """Labels, and a function that reads one picture, of TFRecord files."""
-    paths = found.paths
+class PreparedSplit(NamedTuple):
+    """One split of a prepared set."""
+
+    builder: Any  # The `tfds.core.DatasetBuilder` of the set.
+    parts: list  # TFDS's file instructions: filename, skip, take, examples_in_shard.
+    image: str  # The feature with the encoded picture.
+    label: str | None  # The feature with the class.
+    classes: tuple[str, ...]  # Names in label order.
+    origin: str  # What an error calls the split.
+
+    @property
+    def kind(self) -> str:
+        """The format of the files, such as tfrecord."""
+        return self.builder.info.file_format.value
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files lie elsewhere than on a local disk."""
+        return is_remote(self.builder.data_path)
+
+    @property
+    def paths(self) -> list[pathlib.Path]:
+        """The local files of the split."""
+        return [pathlib.Path(part.filename) for part in self.parts]
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is a URL, such as gs://…."""
+    return "://" in str(path)
+
+
+Opened = tuple[np.ndarray | None, Callable[[int], bytes]]  # (labels, read)
+
+
+def open_tfrecords(
+    config: ConfigDict,
+    prepared_split: PreparedSplit,
+    split: str,
+) -> Opened:
+    """Opens TFRecord files, through an index of where the pictures lie."""
+    paths = prepared_split.paths
 
     def scan():
-        look = functools.partial(tfrecord.scan, image=found.image, label=found.label)
+        look = functools.partial(
+            tfrecord.scan, image=prepared_split.image, label=prepared_split.label
+        )
         with futures.ThreadPoolExecutor(4) as pool:
-            places = pool.map(look, paths)
-            progress = tqdm.tqdm(places, "index", len(paths), unit="file", disable=None)
+            scans = pool.map(look, paths)
+            progress = tqdm.tqdm(scans, "index", len(paths), unit="file", disable=None)
             return {
                 f"{kind}{number}": array
-                for number, each in enumerate(progress)
-                for kind, array in each._asdict().items()
+                for number, places in enumerate(progress)
+                for kind, array in places._asdict().items()
             }
 
-    index = kept(config, paths, [found.image, found.label], scan)
-    for number, part in enumerate(found.parts):
+    index = cached_index(
+        config, paths, [prepared_split.image, prepared_split.label], scan
+    )
+    for number, part in enumerate(prepared_split.parts):
         if len(index[f"start{number}"]) != part.examples_in_shard:
             raise ValueError(
                 f"{part.filename} holds {len(index[f'start{number}'])} examples, "
@@ -48,15 +92,17 @@ def tfrecords(config, found, split):
                 "again."
             )
 
-    def whole(kind):
-        arrays = [
+    def joined(kind):
+        parts = [
             index[f"{kind}{number}"][part.skip : part.skip + part.take]
-            for number, part in enumerate(found.parts)
+            for number, part in enumerate(prepared_split.parts)
         ]
-        return np.concatenate(arrays)
+        return np.concatenate(parts)
 
-    start, end, labels = map(whole, ("start", "end", "label"))
-    shard = np.repeat(np.arange(len(paths)), [part.take for part in found.parts])
+    start, end, labels = map(joined, ("start", "end", "label"))
+    shard = np.repeat(
+        np.arange(len(paths)), [part.take for part in prepared_split.parts]
+    )
     readers = [packs.Reader(path, mapped=False) for path in paths]
 
     def read(index):
@@ -65,18 +111,25 @@ def tfrecords(config, found, split):
     return labels, read
 
 
-def array_records(config, found, split):
-    """The same of array_record files, which find a record by themselves."""
+def open_array_records(
+    config: ConfigDict,
+    prepared_split: PreparedSplit,
+    split: str,
+) -> Opened:
+    """Opens array_record files, which have an index of their own."""
     import tensorflow_datasets as tfds
 
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    records = found.builder.as_data_source(split, deserialize_method=raw)
+    records = prepared_split.builder.as_data_source(split, deserialize_method=raw)
 
     def labels_from(begin):
         some = records.__getitems__(range(begin, min(begin + CHUNK, len(records))))
-        spans = ((0, len(record), found.image, found.label) for record in some)
+        spans = (
+            (0, len(record), prepared_split.image, prepared_split.label)
+            for record in some
+        )
         pairs = zip(some, spans, strict=True)
-        return [tfrecord.picture(record, *span)[2] for record, span in pairs]
+        return [tfrecord.locate_picture(record, *span)[2] for record, span in pairs]
 
     def scan():
         begins = range(0, len(records), CHUNK)
@@ -88,43 +141,60 @@ def array_records(config, found, split):
 
     def read(index):
         record = records[index]
-        start, end, _ = tfrecord.picture(record, 0, len(record), found.image, None)
+        start, end, _ = tfrecord.locate_picture(
+            record, 0, len(record), prepared_split.image, None
+        )
         return record[start:end]
 
-    if found.label is None:
+    if prepared_split.label is None:
         return None, read
-    rows = [[part.skip, part.take] for part in found.parts]
-    index = kept(config, found.paths, [found.image, found.label, rows], scan)
+    rows = [[part.skip, part.take] for part in prepared_split.parts]
+    index = cached_index(
+        config,
+        prepared_split.paths,
+        [prepared_split.image, prepared_split.label, rows],
+        scan,
+    )
     return index["label"], read
 
 
-OPENED = {"tfrecord": tfrecords, "array_record": array_records}
+OPENERS = {"tfrecord": open_tfrecords, "array_record": open_array_records}
 
 
-def kept(config, paths, about, scan) -> dict:
-    """What `scan()` finds, from `config.data.index_dir` where it was found before.
+def cached_index(
+    config: ConfigDict,
+    paths: Sequence[pathlib.Path],
+    about: Sequence,
+    scan: Callable[[], Mapping[str, np.ndarray]],
+) -> Mapping[str, np.ndarray]:
+    """Reads the arrays of an index from `config.data.index_dir`, or makes them.
 
-    Valid as long as each file has the size and time it had then.
+    An index is valid as long as each file has the same size and time.
+
+    Args:
+        config: the recipe.
+        paths: of the indexed files.
+        about: what else the arrays depend on, in JSON types.
+        scan: makes the arrays.
     """
     stats = [
         (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths
     ]
     key = hashlib.sha256(json.dumps([tfrecord.VERSION, about, stats]).encode())
-    folder = pathlib.Path(config.data.index_dir).expanduser()
+    folder = pathlib.Path(config.data.index_dir)
     path = folder / f"{paths[0].name.split('-0')[0]}-{key.hexdigest()[:24]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as held:
-            return dict(held)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        pass  # Not there, or not whole: made again.
-    found = scan()
+        return arrays.read_npz(path)
+    except ValueError:
+        pass  # Absent or incomplete.
+    index = scan()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Processes may do this at once; each names its own file, the last one stays.
         with tempfile.NamedTemporaryFile(
             dir=folder, suffix=".part", delete=False
         ) as file:
-            np.savez(file, **found)
+            np.savez(file, **index)
         os.replace(file.name, path)
     except OSError as error:
         raise ValueError(
@@ -132,4 +202,4 @@ def kept(config, paths, about, scan) -> dict:
             f"({error.strerror}); the index of {paths[0].parent} is kept there. "
             "Set it to a folder of yours."
         ) from error
-    return found
+    return index

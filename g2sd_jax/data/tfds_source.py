@@ -10,104 +10,102 @@ Neither way imports TensorFlow, and no picture is decoded here. TFRecord files e
 (gs://…) are read one after another: see `record_stream`.
 """
 
-import difflib
 import os
-import pathlib
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from g2sd_jax import errors
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import encoded, packs, pipeline, tfds_files, tfds_stream
 
 PREFIX = "tfds:"
 
-frames = pipeline.Training  # What a training batch is laid out in.
+frames = pipeline.Training  # The layout of a training batch.
 
 
-def load(config, split) -> datasets.Dataset:
-    """One split, decoded as it is needed."""
-    found = find(config, split)
-    if not found.remote:
-        return pipeline.dataset(config, listed(config, split), split)
-    if found.kind != "tfrecord":
+def load(config: ConfigDict, split: str) -> datasets.Dataset:
+    """One split, decoded on demand."""
+    prepared_split = find_split(config, split)
+    if not prepared_split.remote:
+        return pipeline.dataset(config, list_files(config, split), split)
+    if prepared_split.kind != "tfrecord":
         raise ValueError(
-            f"{found.origin} is stored as {found.kind}, which is read from a local "
-            "disk alone; copy it to one, or prepare it as tfrecord."
+            f"{prepared_split.origin} is stored as {prepared_split.kind}, which is "
+            "read from a local disk alone; copy it to one, or prepare it as tfrecord."
         )
-    return tfds_stream.dataset(config, found, split)
+    return tfds_stream.dataset(config, prepared_split, split)
 
 
-class Found(NamedTuple):
-    """One split of a prepared set."""
-
-    builder: Any
-    parts: list  # TFDS's file instructions: filename, skip, take, examples_in_shard
-    image: str  # The feature with the encoded picture.
-    label: str | None  # The feature with the class.
-    classes: tuple[str, ...]
-    origin: str
-
-    @property
-    def kind(self) -> str:
-        return self.builder.info.file_format.value
-
-    @property
-    def remote(self) -> bool:
-        return is_remote(self.builder.data_path)
-
-    @property
-    def paths(self) -> list[pathlib.Path]:
-        return [pathlib.Path(part.filename) for part in self.parts]
+def count(config: ConfigDict, split: str) -> tuple[int, int]:
+    """The number of examples of a split, and of their classes."""
+    prepared_split = find_split(config, split)
+    examples = sum(part.take for part in prepared_split.parts)
+    return examples, len(prepared_split.classes)
 
 
-def find(config, split) -> Found:
-    """Looks for a split of `config.data.source`, and for what is in it."""
+def find_split(config: ConfigDict, split: str) -> tfds_files.PreparedSplit:
+    """Finds a split of `config.data.source`: its files and its features."""
     builder = open_builder(config)
-    parts = parts_of(builder, config, split)
-    features = features_of(builder, config)
-    origin = f"{config.data.source} ({split}) in {builder.data_path}"
-    return Found(builder, parts, *features, origin)
-
-
-def listed(config, split) -> encoded.Encoded:
-    """The pictures of one split of a set whose files lie on a local disk."""
-    found = find(config, split)
-    if found.remote:
-        raise ValueError(
-            f"{found.origin} is not on a local disk, so its pictures cannot be read in "
-            "any order; copy it to one."
-        )
-    if found.kind not in tfds_files.OPENED:
-        raise ValueError(
-            f"{found.origin} is stored as {found.kind}; accepted are array_record and "
-            f"tfrecord: {command(config)} with --file_format=array_record"
-        )
-    packs.make_room(len(found.parts), found.origin)
-    labels, read = tfds_files.OPENED[found.kind](config, found, split)
-    return encoded.Encoded(
-        count=sum(part.take for part in found.parts),
-        classes=found.classes,
-        labels=labels if found.label else None,
-        read=read,
-        name=lambda index: f"{config.data.source}/{split}#{index}",
-        origin=found.origin,
+    parts = file_parts(builder, config, split)
+    image, label, classes = find_features(builder, config)
+    return tfds_files.PreparedSplit(
+        builder=builder,
+        parts=parts,
+        image=image,
+        label=label,
+        classes=classes,
+        origin=f"{config.data.source} ({split}) in {builder.data_path}",
     )
 
 
-def open_builder(config):
-    """The builder of `config.data.source`, its data prepared already."""
-    import tensorflow_datasets as tfds  # A second, for those who use it.
+def list_files(config: ConfigDict, split: str) -> encoded.Encoded:
+    """The pictures of one split of a set whose files lie on a local disk."""
+    prepared_split = find_split(config, split)
+    if prepared_split.remote:
+        raise ValueError(
+            f"{prepared_split.origin} is not on a local disk, so its pictures cannot "
+            "be read in any order; copy it to one."
+        )
+    if prepared_split.kind not in tfds_files.OPENERS:
+        raise ValueError(
+            f"{prepared_split.origin} is stored as {prepared_split.kind}; accepted are "
+            f"array_record and tfrecord: {build_command(config)} with "
+            "--file_format=array_record"
+        )
+    packs.raise_open_file_limit(len(prepared_split.parts), prepared_split.origin)
+    open_files = tfds_files.OPENERS[prepared_split.kind]
+    labels, read = open_files(config, prepared_split, split)
+    return encoded.Encoded(
+        count=sum(part.take for part in prepared_split.parts),
+        classes=prepared_split.classes,
+        labels=labels if prepared_split.label else None,
+        read=read,
+        name=lambda index: f"{config.data.source}/{split}#{index}",
+        origin=prepared_split.origin,
+    )
+
+
+def open_builder(config: ConfigDict) -> Any:
+    """The `tfds.core.DatasetBuilder` of `config.data.source`, which is prepared."""
+    import tensorflow_datasets as tfds  # Here, because importing it takes a second.
 
     name = config.data.source.removeprefix(PREFIX)
-    data_dir = os.path.expanduser(config.data.data_dir) or None
+    data_dir = config.data.data_dir or None
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
-        known += os.listdir(data_dir) if data_dir and os.path.isdir(data_dir) else []
-        near = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "look for it with "
-        hint += "" if near else "`tfds.list_builders()`."
+        sets = tfds.list_builders(with_community_datasets=False)
+        sets += os.listdir(data_dir) if data_dir and os.path.isdir(data_dir) else []
+        # Among a thousand sets, some name is half like any other.
+        hint = errors.suggest(
+            re.split("[/:]", name)[0],
+            sets,
+            otherwise="look for it with `tfds.list_builders()`.",
+            cutoff=0.6,
+        )
         raise ValueError(
             f"config.data.source={config.data.source!r}: TensorFlow Datasets knows no "
             f"such set, and there is none in {data_dir or 'its default folder'} "
@@ -119,17 +117,17 @@ def open_builder(config):
             "tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION."
         ) from error
     if not builder.info.splits:
-        raise ValueError(not_prepared(builder, config))
+        raise ValueError(not_prepared_message(builder, config))
     return builder
 
 
-def not_prepared(builder, config):
-    """What to do when a set is known, but not prepared."""
+def not_prepared_message(builder: Any, config: ConfigDict) -> str:
+    """The message for a set that TFDS knows, but that is not prepared."""
     manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     text = (
         f"config.data.source={config.data.source!r} is not prepared in "
         f"{builder.data_path} (config.data.data_dir={config.data.data_dir!r}). Prepare "
-        f"it once, it need not be here: {command(config)}"
+        f"it once, it need not be here: {build_command(config)}"
     )
     if manual:
         root = config.data.data_dir or "~/tensorflow_datasets"
@@ -140,22 +138,20 @@ def not_prepared(builder, config):
     return text
 
 
-def command(config):
+def build_command(config: ConfigDict) -> str:
+    """The command that prepares `config.data.source`."""
     name = config.data.source.removeprefix(PREFIX)
-    given = config.data.data_dir and f" --data_dir={config.data.data_dir}"
-    return f"`tfds build {name}{given}`"
+    option = config.data.data_dir and f" --data_dir={config.data.data_dir}"
+    return f"`tfds build {name}{option}`"
 
 
-def one_line(text):
+def one_line(text: object) -> str:
+    """A text without line breaks."""
     return " ".join(str(text).split())
 
 
-def is_remote(path):
-    return "://" in str(path)
-
-
-def parts_of(builder, config, split):
-    """Which stretches of which files a split is."""
+def file_parts(builder: Any, config: ConfigDict, split: str) -> list:
+    """The stretches of files that make up a split, as TFDS's file instructions."""
     try:
         parts = builder.info.splits[split].file_instructions
     except (ValueError, KeyError, AssertionError) as error:
@@ -169,37 +165,57 @@ def parts_of(builder, config, split):
     return parts
 
 
-def features_of(builder, config) -> tuple:
+def find_features(
+    builder: Any, config: ConfigDict
+) -> tuple[str, str | None, tuple[str, ...]]:
     """(name of the picture's feature, of the label's or None, class names)."""
     from tensorflow_datasets import features as kinds
 
-    held = dict(builder.info.features.items())
+    features = dict(builder.info.features.items())
     images = [
         name
-        for name, kind in held.items()
+        for name, kind in features.items()
         if isinstance(kind, kinds.Image) and not isinstance(kind, kinds.LabeledImage)
     ]
-    labels = [name for name, kind in held.items() if isinstance(kind, kinds.ClassLabel)]
-    image = the_one(builder, config, images, "picture (Image)")
+    labels = [
+        name for name, kind in features.items() if isinstance(kind, kinds.ClassLabel)
+    ]
+    image = choose_feature(builder, config, images, "picture (Image)")
     if not config.data.classes and not labels:
         return image, None, ()
-    label = the_one(builder, config, labels, "label (ClassLabel)")
-    return (
-        image,
-        label,
-        tuple(held[label].names or map(str, range(held[label].num_classes))),
-    )
+    if not labels:
+        listing = ", ".join(
+            f"{name} ({type(feature).__name__})" for name, feature in features.items()
+        )
+        raise ValueError(
+            f"{config.data.source} has no single label (ClassLabel) for a picture, as "
+            f"config.data.classes={config.data.classes} needs: its features are "
+            f"{listing}; several labels or boxes are not read. Pictures alone need "
+            "--config.data.classes=0, in a recipe that learns without labels."
+        )
+    label = choose_feature(builder, config, labels, "label (ClassLabel)")
+    classes = features[label].names or range(features[label].num_classes)
+    return image, label, tuple(map(errors.printable, classes))
 
 
-def the_one(builder, config, found, what):
-    """The only feature of its kind, or the one that the set itself calls supervised."""
+def choose_feature(
+    builder: Any, config: ConfigDict, candidates: Sequence[str], what: str
+) -> str:
+    """The only feature of its kind, or the one that the set itself calls supervised.
+
+    Args:
+        builder: of the set.
+        config: the recipe.
+        candidates: names of the features of that kind.
+        what: the kind, for errors.
+    """
     supervised = builder.info.supervised_keys or ()
-    chosen = [name for name in found if name in supervised] or found
+    chosen = [name for name in candidates if name in supervised] or candidates
     if len(chosen) != 1:
         raise ValueError(
-            f"{config.data.source} has {len(found)} features that are a {what}"
-            f"{': ' if found else ''}{', '.join(found)}; exactly one is needed. Its "
-            f"features are {', '.join(builder.info.features)}. Export it as a folder "
-            "of pictures and read that (config.data.source=folder)."
+            f"{config.data.source} has {len(candidates)} features that are a {what}"
+            f"{': ' if candidates else ''}{', '.join(candidates)}; exactly one is "
+            f"needed. Its features are {', '.join(builder.info.features)}. Export it "
+            "as a folder of pictures and read that (config.data.source=folder)."
         )
     return chosen[0]

@@ -1,12 +1,13 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS sets that are not on a local disk: `record_stream`, decoded as it comes."""
+"""TFDS sets that are not on a local disk: decodes a `record_stream` in its order."""
 
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from g2sd_jax.data import (
     crops,
@@ -15,45 +16,48 @@ from g2sd_jax.data import (
     order,
     pipeline,
     record_stream,
+    tfds_files,
     tfrecord,
     threads,
 )
 from g2sd_jax.data import dataset as datasets
 
+# (undecoded batch, epoch) -> arrays [b, ...]
+Decode = Callable[[record_stream.UndecodedBatch, int | None], order.Batch]
 
-def dataset(config, found, split) -> datasets.Dataset:
-    """A split that is decoded as it comes.
+
+def dataset(
+    config: ConfigDict, prepared_split: tfds_files.PreparedSplit, split: str
+) -> datasets.Dataset:
+    """The `Dataset` of a split that is read from its beginning.
 
     Args:
-        config: the whole recipe.
-        found: a `tfds_source.Found`.
+        config: the recipe.
+        prepared_split: the files of the split.
         split: its name.
     """
     if config.data.class_list:
         raise ValueError(
             f"config.data.class_list={config.data.class_list!r}: which classes occur "
-            f"in {found.origin} is not known before all of it is read; copy it to a "
-            "local disk."
+            f"in {prepared_split.origin} is not known before all of it is read; copy "
+            "it to a local disk."
         )
-    stream = open_split(found, config.data.shuffle_buffer)
+    stream = open_split(prepared_split, config.data.shuffle_buffer)
     if config.data.limit is not None:
         stream = stream._replace(count=min(stream.count, config.data.limit))
-    decode, ahead = (
-        Decoder(config, found, split, stream.count).batch,
-        config.data.prefetch,
-    )
+    decode = Decoder(config, prepared_split, split, stream.count).batch
+    ahead = config.data.prefetch
 
     def fetch(indices, epoch=None):
-        """The first examples alone, which tell what all look like."""
+        """Some of the first examples, which show what all look like."""
         if max(indices) >= datasets.FIRST:
             raise ValueError(
-                f"{found.origin} is not on a local disk, so no example can be picked "
-                "from it (config.signal.neighbours does); copy it to one."
+                f"{prepared_split.origin} is not on a local disk, so no example can be "
+                "picked from it (config.monitor.neighbours does); copy it to one."
             )
-        few = stream._replace(count=min(datasets.FIRST, stream.count))
-        [batch] = (
-            decode(*asked) for asked in record_stream.eval_batches(few, datasets.FIRST)
-        )
+        beginning = stream._replace(count=min(datasets.FIRST, stream.count))
+        [(undecoded, _)] = record_stream.eval_batches(beginning, datasets.FIRST)
+        batch = decode(undecoded, None)
         return {name: array[indices] for name, array in batch.items()}
 
     def original(index):
@@ -61,109 +65,145 @@ def dataset(config, found, split) -> datasets.Dataset:
 
     return datasets.Dataset(
         stream.count,
-        found.classes,
+        prepared_split.classes,
         fetch,
         original,
         ahead=ahead,
         eval_crop=crops.evaluation_share(
             config.data.eval_crop, config.model.image_size
         ),
-        stream=streaming(stream, decode, ahead),
+        stream=make_streaming(stream, decode, ahead),
     )
 
 
 class Streaming(NamedTuple):
-    """What `order` leaves to a set without random access."""
+    """The batches of a set without random access, in place of those of `order`."""
 
     train_batches: Callable  # As `order.train_batches`, without the data set.
-    eval_batches: Callable
-    around: Callable  # (wrap) -> the same, with its decoding wrapped
+    eval_batches: Callable  # As `order.eval_batches`, without the data set.
+    around: Callable[[Callable], "Streaming"]  # wrap -> itself, its decoding wrapped.
 
 
-def streaming(stream, decode, ahead) -> Streaming:
-    """The batches of a stream, as `decode` makes them."""
+def make_streaming(
+    stream: record_stream.Stream, decode: Decode, ahead: int
+) -> Streaming:
+    """The batches of a stream.
 
-    def train(*given):
-        read = record_stream.train_batches(stream, *given)
-        return order.read_ahead(lambda asked: decode(*asked), read, ahead)
+    Args:
+        stream: the split.
+        decode: makes the arrays of a batch.
+        ahead: batches to decode before they are asked for.
+    """
 
-    def evaluate(*given):
-        read = record_stream.eval_batches(stream, *given)
-        return order.read_ahead(lambda asked: judged(decode(*asked)), read, ahead)
+    def train(batch, seed, start_step=0, process_index=0, process_count=1):
+        undecoded = record_stream.train_batches(
+            stream, batch, seed, start_step, process_index, process_count
+        )
+        return order.read_ahead(lambda pair: decode(*pair), undecoded, ahead)
 
-    around = lambda wrap: streaming(stream, wrap(decode), ahead)
+    def evaluate(batch, process_index=0, process_count=1):
+        undecoded = record_stream.eval_batches(
+            stream, batch, process_index, process_count
+        )
+        decode_for_evaluation = lambda pair: with_originals(decode(*pair))
+        return order.read_ahead(decode_for_evaluation, undecoded, ahead)
+
+    around = lambda wrap: make_streaming(stream, wrap(decode), ahead)
     return Streaming(train, evaluate, around)
 
 
-def open_split(found, buffer) -> record_stream.Stream:
-    """The `Stream` of a `tfds_source.Found`."""
+def open_split(
+    prepared_split: tfds_files.PreparedSplit, buffer: int
+) -> record_stream.Stream:
+    """The `Stream` of a split, which is shuffled `buffer` examples at a time."""
 
     def parse(record):
-        whole = 0, len(record), found.image, found.label
-        start, end, label = tfrecord.picture(record, *whole)
+        start, end, label = tfrecord.locate_picture(
+            record, 0, len(record), prepared_split.image, prepared_split.label
+        )
         return record[start:end], label
 
-    firsts = np.cumsum([0] + [part.take for part in found.parts]).tolist()
+    firsts = np.cumsum([0] + [part.take for part in prepared_split.parts]).tolist()
     parts = tuple(
         record_stream.Part(str(part.filename), first, part.skip, part.take)
-        for part, first in zip(found.parts, firsts, strict=False)
+        for part, first in zip(prepared_split.parts, firsts, strict=False)
     )
     return record_stream.Stream(firsts[-1], parts, parse, buffer)
 
 
 class Decoder:
-    """Makes a batch of what was read."""
+    """Decodes batches on threads.
 
-    def __init__(self, config, found, split, count):
+    Args:
+        config: the recipe.
+        prepared_split: the files of the split.
+        split: its name in the list of bad examples.
+        count: examples of the split.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        prepared_split: tfds_files.PreparedSplit,
+        split: str,
+        count: int,
+    ):
         decoder.check_channels(config.model.channels)
-        self._config, self._found, self._split = config, found, split
-        self._count = count
+        self._config, self._split, self._count = config, split, count
+        self._prepared_split = prepared_split
         self._frames = pipeline.Training(config), pipeline.Evaluating(config)
         self._pool = threads.pool(config)
 
-    def batch(self, held: record_stream.Read, epoch) -> dict:
-        """Arrays [b, ...]; of a picture that is bad, the next of the batch instead.
+    def batch(
+        self, undecoded: record_stream.UndecodedBatch, epoch: int | None
+    ) -> order.Batch:
+        """Decodes a batch to arrays [b, ...].
 
-        Where the epoch is None nothing is put instead, and the row is not valid.
+        In training the next readable picture of the batch replaces an unreadable one;
+        in evaluation, where `epoch` is None, the row is not valid.
         """
         frames = self._frames[epoch is None]
-        arrays = frames.empty(len(held.image))
-        place = functools.partial(self._place, held, frames, arrays, epoch)
-        used = np.array(list(self._pool.map(place, range(len(held.image)))))
-        found = used >= 0
-        rows = np.where(found, used, np.arange(len(used)))
-        if self._found.label is not None:
-            arrays["label"] = label = held.label[rows]
-            about = self._config.data.classes, self._found.origin
-            datasets.check_labels(label[found], *about)
-        return {**arrays, "index": held.index[rows], "valid": found}
+        arrays = frames.empty(len(undecoded.image))
+        place = functools.partial(self._place, undecoded, frames, arrays, epoch)
+        used = np.array(list(self._pool.map(place, range(len(undecoded.image)))))
+        valid = used >= 0
+        rows = np.where(valid, used, np.arange(len(used)))
+        if self._prepared_split.label is not None:
+            arrays["label"] = label = undecoded.label[rows]
+            datasets.check_labels(
+                label[valid], self._config.data.classes, self._prepared_split.origin
+            )
+        return {**arrays, "index": undecoded.index[rows], "valid": valid}
 
-    def _place(self, held, frames, arrays, epoch, row) -> int:
-        """The row whose picture was put here, or -1."""
-        if not held.valid[row]:
+    def _place(self, undecoded, frames, arrays, epoch, row) -> int:
+        """Fills a row; returns the row of `undecoded` that it comes from, or -1."""
+        if not undecoded.valid[row]:
             return -1
-        rows = len(held.image)
+        rows = len(undecoded.image)
         for at in ((row + step) % rows for step in range(rows)):
-            index = int(held.index[at])
+            index = int(undecoded.index[at])
             try:
                 channels = self._config.model.channels
-                picture = decoder.opened(held.image[at], channels)
+                picture = decoder.open_picture(undecoded.image[at], channels)
                 frames.place(arrays, row, picture, epoch, index)
                 return at
             except decoder.Unreadable as error:
                 name = f"{self._config.data.source}/{self._split}#{index}"
-                about = self._split, self._count, index, name, error
-                failures.note(self._config, *about)
+                failures.note(
+                    self._config, self._split, self._count, index, name, error
+                )
                 if epoch is None:
                     return -1
-        raise ValueError(f"{self._found.origin}: a whole batch cannot be read.")
+        raise ValueError(
+            f"{self._prepared_split.origin}: a whole batch cannot be read."
+        )
 
 
-def judged(batch):
-    """A batch whose valid rows come first, and what evaluators are told of those."""
+def with_originals(batch: order.Batch) -> tuple[order.Batch, list[dict]]:
+    """Sorts the valid rows of a batch to the front; returns it and their originals."""
     rank = np.argsort(~batch["valid"], kind="stable")
     batch = {name: array[rank] for name, array in batch.items()}
     if "label" not in batch:
         return batch, [{} for _ in range(batch["valid"].sum())]
-    kept = batch["label"][batch["valid"]]
-    return batch, [{"label": label} for label in kept]
+    valid_labels = batch["label"][batch["valid"]]
+    return batch, [{"label": label} for label in valid_labels]

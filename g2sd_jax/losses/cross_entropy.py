@@ -5,41 +5,52 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Integer
 
+from g2sd_jax import label_values
 from g2sd_jax.ops import resize
 
-IGNORED = 255  # Of a label map.
 DIVISORS = ("all", "valid")
 
 
-def soft(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over the batch of -sum_c target log softmax(logits); both [B, C]."""
+def soft(
+    logits: Float[ArrayLike, "B C"], target: Float[ArrayLike, "B C"]
+) -> Float[Array, ""]:
+    """Mean over the batch of -sum_c target log softmax(logits)."""
     return optax.losses.softmax_cross_entropy(logits, target).mean()
 
 
-def hard(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits [B, C] against labels [B]."""
+def hard(
+    logits: Float[ArrayLike, "B C"], label: Integer[ArrayLike, " B"]
+) -> Float[Array, ""]:
+    """Mean over the batch of -log softmax(logits)[label]."""
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     return loss(logits, label).mean()
 
 
-def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Share of rows of logits [..., C] whose largest entry is label [...]."""
+def accuracy(
+    logits: Float[ArrayLike, "*shape C"], label: Integer[ArrayLike, "*shape"]
+) -> Float32[Array, ""]:
+    """Share of the rows whose largest logit is the label's."""
     return (logits.argmax(axis=-1) == label).astype(jnp.float32).mean()
 
 
 def pixels(
-    logits: jax.Array, label_map: jax.Array, *, divisor: str = "all"
-) -> jax.Array:
+    logits: Float[ArrayLike, "B h w C"],
+    label_map: Integer[ArrayLike, "B H W"],
+    *,
+    divisor: str = "all",
+) -> Float[Array, ""]:
     """Mean cross-entropy of the pixels of label maps; ignored ones add nothing.
 
     Args:
-        logits: [B, h, w, C], resized to the label maps.
-        label_map: [B, H, W] classes, `IGNORED` for none.
+        logits: resized to the label maps.
+        label_map: classes, `label_values.IGNORED` for none.
         divisor: all divides by every pixel, ignored or not (mmsegmentation 0.11, behind
             the published numbers), valid by those that count. Both are 0 where none do.
     """
-    valid = label_map != IGNORED
+    valid = label_map != label_values.IGNORED
     logits = resize.bilinear(logits, label_map.shape[1:])
     # A comparison instead of a gather, whose gradient would be a scattered sum.
     classes = jnp.arange(logits.shape[-1])[None, None, None]
@@ -52,11 +63,13 @@ def pixels(
     return total / count
 
 
-def pixel_accuracy(logits: jax.Array, label_map: jax.Array) -> jax.Array:
-    """Share of all pixels whose largest logit is their label; an ignored one is wrong.
+def pixel_accuracy(
+    logits: Float[ArrayLike, "B h w C"], label_map: Integer[ArrayLike, "B H W"]
+) -> Float32[Array, ""]:
+    """Share of the pixels whose largest logit is their label's; ignored ones are wrong.
 
     Args:
-        logits: [B, h, w, C], resized to the label maps.
-        label_map: [B, H, W] classes, `IGNORED` for none.
+        logits: resized to the label maps.
+        label_map: classes, `label_values.IGNORED` for none.
     """
     return accuracy(resize.bilinear(logits, label_map.shape[1:]), label_map)

@@ -4,24 +4,28 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
-def normalise_patches(target: jax.Array) -> jax.Array:
-    """Each patch vector [..., P] by its own mean and unbiased variance (+ 1e-6)."""
+def normalise_patches(target: Float[ArrayLike, "*shape P"]) -> Float[Array, "*shape P"]:
+    """Normalises each patch by its own mean and unbiased variance (+ 1e-6)."""
     mean = target.mean(axis=-1, keepdims=True)
     variance = target.var(axis=-1, keepdims=True, ddof=1)
     return (target - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
 def masked_pixel_loss(
-    pred: jax.Array, target: jax.Array, removed: jax.Array
-) -> jax.Array:
-    """Mean squared error over the patches the student did not see.
+    pred: Float[ArrayLike, "B N P"],
+    target: Float[ArrayLike, "B N P"],
+    removed: Float[ArrayLike, "B N"],
+) -> Float[Array, ""]:
+    """Mean squared error over the patches that were hidden.
 
     Args:
-        pred: [B, N, P] predicted pixels of every patch.
-        target: [B, N, P] true pixels, already normalised if the stage asks for it.
-        removed: [B, N] 1 where the patch was hidden, else 0.
+        pred: predicted pixels of every patch.
+        target: true pixels, already normalised if the stage asks for it.
+        removed: 1 where the patch was hidden, else 0.
     """
     per_patch = jnp.square(pred - target).mean(axis=-1)  # [B, N]
     return (per_patch * removed).sum() / removed.sum()

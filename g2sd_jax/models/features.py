@@ -1,58 +1,78 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an encoder makes of whole pictures, block by block: nothing is masked."""
+"""Features of an encoder that sees every patch, block by block."""
 
-import jax
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32
 
-from g2sd_jax.models import mae, vit
+from g2sd_jax.models import mae, variants, vit
 
 TOKENS = ("patches", "class")
+POOLED = {"cls": "class", "avg": "patches"}  # What a pool is the features of.
 
 
-def blocks(model: vit.Vit | mae.Mae, variables: dict, image: jax.Array, token: str):
-    """[depth, B, D] float32, the raw stream after every block.
+def blocks(
+    model: vit.Vit | mae.Mae,
+    variables: Mapping[str, Any],
+    image: Float[ArrayLike, "B H W c"],
+    token: str,
+) -> Float32[Array, "depth B D"]:
+    """Computes the raw stream after every block.
 
     Args:
         model: a classifier or an autoencoder.
-        variables: all of its own.
-        image: [B, H, W, C] prepared.
+        variables: all of the model's.
+        image: normalised.
         token: class, or patches for the mean over them.
     """
     return _pick(_run(model, variables, image).taps, model, token)
 
 
-def last(model: vit.Vit | mae.Mae, variables: dict, image: jax.Array, token: str):
-    """[B, D] float32 of the end of the encoder, after its norm where it has one.
+def last(
+    model: vit.Vit | mae.Mae,
+    variables: Mapping[str, Any],
+    image: Float[ArrayLike, "B H W c"],
+    token: str,
+) -> Float32[Array, "B D"]:
+    """Computes the encoder's output, after its norm where it has one.
 
-    A classifier norms only what its head reads (`model.pool`); the other token is the
-    raw stream after the last block.
+    A classifier norms only the token that its head reads (`model.pool`); the other one
+    is the raw stream after the last block. Of an encoder that is no plain ViT all
+    tokens are normed. The arguments are those of `blocks`.
     """
     out = _run(model, variables, image)
     if isinstance(model, mae.Mae):
         return _pick(out.latent, model, token)
-    if token == {"cls": "class", "avg": "patches"}[model.pool]:
+    if token == POOLED.get(model.pool):
         return out.pooled
-    return _pick(out.tokens, model, token)
+    foreign = model.variant != variants.PLAIN
+    return _pick(out.normed if foreign else out.tokens, model, token)
 
 
-def own_token(model: vit.Vit | mae.Mae) -> str:
-    """The token whose features the model was made for."""
+def default_token(model: vit.Vit | mae.Mae) -> str:
+    """Returns the token whose features the model was made for."""
     return "class" if getattr(model, "pool", "avg") == "cls" else "patches"
 
 
 def _run(model, variables, image):
     if isinstance(model, vit.Vit):
         return model.clone(taps=True).apply(variables, image)
-    # Parameters of parts that the encoder lacks are not looked at.
+    # Parameters of parts that the encoder lacks are ignored.
     encoder = mae.encoder(model).clone(taps=True)
-    return encoder.apply(variables, image, mae.everything(model, len(image)))
+    return encoder.apply(variables, image, mae.no_masking(model, len(image)))
 
 
 def _pick(x, model, token):
     """[..., T, D] -> [..., D]; a distillation token is no patch."""
     x = x.astype(jnp.float32)
+    variant = getattr(model, "variant", variants.PLAIN)
     if token == "class":
+        if not variant.class_token:
+            raise ValueError("--token=class: this encoder has no class token.")
         return x[..., 0, :]
     end = -1 if getattr(model, "dist_token", False) else None
-    return x[..., 1:end, :].mean(axis=-2)
+    return x[..., variant.prefix : end, :].mean(axis=-2)

@@ -3,44 +3,56 @@
 """The masked autoencoder, and the feature heads a distilled one carries."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Float32, Key
+from ml_collections import ConfigDict
 
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import patches
 
+HEAD_WIDTH = 32  # Of the published decoders.
 DECODER_HEADS = {64: 4, 128: 4, 192: 8, 256: 8, 512: 16}
 PROJECTIONS = ("fc", "mlp", "mlp2", "none")
 
 
 class MaeOutput(NamedTuple):
-    """What the module was built to compute; the rest is None."""
+    """The outputs of an autoencoder; those of parts that it lacks are None."""
 
-    pixels: jax.Array | None  # [B, N, P] predicted patch vectors, float32
-    decoder: jax.Array | None  # [B, 1 + N, E] raw stream after the last decoder block
-    latent: jax.Array | None  # [B, 1 + K, D] encoder output after its norm, float32
-    prenorm: jax.Array  # [B, 1 + K, D] the same before the norm
-    feature: jax.Array | None  # [B, 1 + N, E_t] head on `decoder`, float32
-    encoder_feature: jax.Array | None  # [B, 1 + K, D_t] head on `latent`, float32
-    taps: jax.Array | None  # [depth, B, 1 + K, D] after every encoder block
-    qkv: tuple | None  # three of [depth, B, 1 + K, D]
-    aligned: tuple  # of [B, 1 + K, D_t], one per aligned block, float32
+    pixels: Float32[Array, "B N P"] | None  # Predicted patches.
+    decoder: Float[Array, "B 1+N E"] | None  # Raw stream after the last decoder block.
+    latent: Float32[Array, "B 1+K D"] | None  # Encoder output after its norm.
+    prenorm: Float[Array, "B 1+K D"]  # Encoder output before its norm.
+    feature: Float32[Array, "B 1+N teacher_E"] | None  # Head on `decoder`.
+    encoder_feature: Float32[Array, "B 1+K teacher_D"] | None  # Head on `latent`.
+    taps: Float[Array, "depth B 1+K D"] | None  # Stream after every encoder block.
+    qkv: tuple[Float[Array, "depth B 1+K D"], ...] | None  # Of every encoder block.
+    aligned: tuple[Float32[Array, "B 1+K teacher_D"], ...]  # One per aligned block.
 
 
 class Decoder(NamedTuple):
-    """A decoder's shape, every number known."""
+    """A decoder's shape."""
 
     width: int
     depth: int
     heads: int
 
 
-def decoder(model, where: str = "config.model") -> Decoder:
-    """Reads a model's config: `dec256d4b` is 256 wide, 4 deep; a None comes from it."""
-    match = re.fullmatch(r"dec(\d+)d(\d+)b|custom", model.decoder)
+def decoder(model: ConfigDict, where: str = "config.model") -> Decoder:
+    """Reads the decoder of a model's config: `dec256d4b` is 256 wide and 4 deep.
+
+    Args:
+        model: the config's group of keys; its `dec_*` go before the name's numbers.
+            "" is a decoder in proportion to the encoder, see `proportional`.
+        where: the group's name, for errors.
+    """
+    name = model.decoder or proportional(model)
+    match = re.fullmatch(r"dec(\d+)d(\d+)b|custom", name)
     if not match:
         raise ValueError(
             f"{where}.decoder={model.decoder!r} is not known; write dec256d4b for a "
@@ -50,6 +62,8 @@ def decoder(model, where: str = "config.model") -> Decoder:
     width = model.dec_width or width
     depth = model.dec_depth or depth
     heads = model.dec_heads or DECODER_HEADS.get(width)
+    if not (heads or model.decoder):
+        heads = width // HEAD_WIDTH
     open_keys = [
         f"{where}.dec_{key}"
         for key, value in (("width", width), ("depth", depth), ("heads", heads))
@@ -64,16 +78,30 @@ def decoder(model, where: str = "config.model") -> Decoder:
     return Decoder(width, depth, heads)
 
 
+def proportional(model: ConfigDict) -> str:
+    """The decoder that stands to an encoder as the published ones do.
+
+    Two thirds of the width (768 to 512, 384 to 256, 192 to 128), in whole heads of 32;
+    of the depth two thirds from 768 on (12 to 8), else a third (12 to 4).
+    """
+    encoder = vit.size(model)
+    width = max(HEAD_WIDTH, round(encoder.width * 2 / 3 / HEAD_WIDTH) * HEAD_WIDTH)
+    share = 2 / 3 if encoder.width >= 768 else 1 / 3
+    return f"dec{width}d{max(1, round(encoder.depth * share))}b"
+
+
 class Projections(nn.Module):
     """DMAE's heads, one per aligned block; initialised as PyTorch leaves a linear."""
 
     width: int
     kind: str  # fc, mlp (linear, GELU, linear), mlp2 (two of those)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, features: list) -> tuple:
-        """Of [B, 1 + K, D] each -> of [B, 1 + K, width] each, float32."""
+    def __call__(
+        self, features: Sequence[Float[ArrayLike, "B T D"]]
+    ) -> tuple[Float32[Array, "B T {self.width}"], ...]:
+        """Projects the features of each block by its head."""
         heads = {"fc": self._linear, "mlp": self._mlp, "mlp2": self._mlp2}
         head = heads[self.kind]
         return tuple(
@@ -106,6 +134,7 @@ class Mae(nn.Module):
     image_size: tuple[int, int]
     channels: int = 3
     mlp_ratio: float = 4.0
+    norm_eps: float = layers.LN_EPS
     dec_width: int = 0
     dec_depth: int = 0  # 0: no decoder at all
     dec_heads: int = 1
@@ -118,21 +147,25 @@ class Mae(nn.Module):
     align_projection: str = "fc"  # one of PROJECTIONS
     taps: bool = False
     relations: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: str = "none"
+    attention: str = "auto"
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
         return tuple(side // self.patch for side in self.image_size)
 
     @nn.compact
-    def __call__(self, image: jax.Array, masking: patches.Masking) -> MaeOutput:
-        """Sees the visible patches of `image` [B, H, W, C] and guesses the others."""
+    def __call__(
+        self, image: Float[ArrayLike, "B H W c"], masking: patches.Masking
+    ) -> MaeOutput:
+        """Encodes the visible patches of normalised images and predicts the others."""
         stack = self._encode(image, masking)
         latent = feature = encoder_feature = pixels = decoded = None
         if self.norm:
-            latent = layers.layer_norm("norm")(stack.last)
+            latent = layers.layer_norm("norm", self.norm_eps)(stack.last)
         if self.encoder_feature_width:
             head = self._head(self.encoder_feature_width, "encoderfeature_pred")
             encoder_feature = head(latent).astype(jnp.float32)
@@ -142,7 +175,7 @@ class Mae(nn.Module):
             head = self._head(self.feature_width, "decoderfeature_pred")
             feature = head(decoded).astype(jnp.float32)
         if self.dec_depth and self.pixel_head:
-            normed = layers.layer_norm("decoder_norm")(decoded)
+            normed = layers.layer_norm("decoder_norm", self.norm_eps)(decoded)
             outputs = self.patch**2 * self.channels
             pixels = self._dense(outputs, "decoder_pred")(normed)[:, 1:]
             pixels = pixels.astype(jnp.float32)
@@ -175,21 +208,23 @@ class Mae(nn.Module):
     def _head(self, features, name):
         return layers.Mlp(features, features, layers.xavier, self.dtype, name=name)
 
-    def _stack(self, x, depth, heads, name, **wanted):
+    def _stack(self, x, depth, heads, name, **options):
         return layers.stack(
             x,
             depth=depth,
             heads=heads,
             mlp_ratio=self.mlp_ratio,
+            norm_eps=self.norm_eps,
             dtype=self.dtype,
             scan=self.scan,
             remat=self.remat,
+            attention_form=self.attention,
             name=name,
-            **wanted,
+            **options,
         )
 
     def _encode(self, image, masking):
-        seen = patches.gather(patches.patchify(image, self.patch), masking.ids_keep)
+        visible = patches.gather(patches.patchify(image, self.patch), masking.ids_keep)
         embed = layers.PatchEmbed(
             self.patch,
             self.channels,
@@ -199,12 +234,12 @@ class Mae(nn.Module):
             name="patch_embed",
         )
         table = jnp.asarray(patches.sincos_table(self.width, self.grid), self.dtype)
-        x = embed(seen) + patches.gather(table[:, 1:], masking.ids_keep)  # [B, K, D]
+        x = embed(visible) + patches.gather(table[:, 1:], masking.ids_keep)  # [B, K, D]
         cls = self.param("cls_token", layers.normal02, (1, 1, self.width))
         x = vit.prepend(cls, x)  # [B, 1 + K, D]; the class row of the table is zero.
         taps = self.taps or bool(self.align_blocks)
-        wanted = dict(taps=taps, relations=self.relations)
-        return self._stack(x, self.depth, self.heads, "blocks", **wanted)
+        options = dict(taps=taps, relations=self.relations)
+        return self._stack(x, self.depth, self.heads, "blocks", **options)
 
     def _decode(self, latent, masking):
         x = self._dense(self.dec_width, "decoder_embed")(latent)  # [B, 1 + K, E]
@@ -221,8 +256,14 @@ class Mae(nn.Module):
         return self._stack(x, self.dec_depth, self.dec_heads, "decoder_blocks").last
 
 
-def autoencoder(model, where: str = "config.model", **changes) -> Mae:
-    """The whole `Mae` of a config; `changes` leave parts out or add heads."""
+def autoencoder(model: ConfigDict, where: str = "config.model", **changes: Any) -> Mae:
+    """Builds the `Mae` of a config.
+
+    Args:
+        model: the config's group of keys.
+        where: the group's name, for errors.
+        **changes: other fields of `Mae`, which leave parts out or add heads.
+    """
     vit.grid(model, where)
     shape = decoder(model, where)
     fields = dict(
@@ -230,6 +271,7 @@ def autoencoder(model, where: str = "config.model", **changes) -> Mae:
         image_size=tuple(model.image_size),
         channels=model.channels,
         mlp_ratio=model.mlp_ratio,
+        norm_eps=vit.norm_eps(model),
         dec_width=shape.width,
         dec_depth=shape.depth,
         dec_heads=shape.heads,
@@ -237,46 +279,45 @@ def autoencoder(model, where: str = "config.model", **changes) -> Mae:
     return Mae(**{**fields, **changes})
 
 
-def init(model: Mae, key: jax.Array) -> dict:
-    """Fresh variables; no example is needed, the module knows its sizes."""
+def init(model: Mae, key: Key[ArrayLike, ""]) -> dict[str, Any]:
+    """Initialises the variables; no example is needed, the module knows its sizes."""
     image = jnp.zeros((1, *model.image_size, model.channels))
     masking = patches.mask(jnp.zeros((1, model.grid[0] * model.grid[1])), 0.5)
     return model.init(key, image, masking)
 
 
 def encoder(model: Mae) -> Mae:
-    """The part that sees: no decoder and no heads."""
+    """Returns the module without its decoder and its heads."""
     return model.clone(
         dec_depth=0, feature_width=0, encoder_feature_width=0, align_blocks=()
     )
 
 
-def features(model: Mae, variables: dict, image: jax.Array) -> jax.Array:
-    """[B, D] mean of the normed patch tokens, every patch visible; float32."""
-    masking = everything(model, len(image))
+def features(
+    model: Mae, variables: Mapping[str, Any], image: Float[ArrayLike, "B H W c"]
+) -> Float32[Array, "B D"]:
+    """Averages the normed patch tokens, every patch visible."""
+    masking = no_masking(model, len(image))
     return model.apply(variables, image, masking).latent[:, 1:].mean(axis=1)
 
 
-def everything(model: Mae, count: int) -> patches.Masking:
-    """The masking of `count` pictures that hides nothing."""
+def no_masking(model: Mae, count: int) -> patches.Masking:
+    """Returns the masking of `count` pictures that hides nothing."""
     ids = jnp.tile(jnp.arange(model.grid[0] * model.grid[1])[None], (count, 1))
     return patches.Masking(ids, ids, jnp.zeros(ids.shape))
 
 
-def trim(variables: dict, model: Mae) -> dict:
-    """What `model`, a part of the autoencoder that owns `variables`, needs of them."""
+def trim(variables: Mapping[str, Any], model: Mae) -> dict[str, Any]:
+    """Selects the variables of `model`, a part of the autoencoder they come from.
 
-    def cut(want, have):
-        if isinstance(want, dict):
-            return {name: cut(want[name], have[name]) for name in want}
-        return have[: want.shape[0]] if want.shape != have.shape else have
-
-    wanted = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
-    return cut(wanted, variables)
+    A stack of fewer blocks gets the first of them.
+    """
+    targets = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+    return layers.cut(targets, variables)
 
 
-def describe(config) -> dict:
-    """What a later command needs to know of this architecture and its pictures."""
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Describes this architecture and its pictures to later commands."""
     model = config.model
     return dict(
         kind="mae",

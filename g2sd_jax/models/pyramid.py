@@ -1,40 +1,50 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The plain ViT as segmentation sees it: four levels, tapped from four blocks."""
+"""The plain ViT with a feature pyramid: four levels, tapped from four blocks."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
 
 from g2sd_jax.models import layers, vit
 
-PATCHES = (8, 16)  # Those whose tokens are brought to strides 4, 8, 16 and 32.
+PATCHES = (8, 16)  # Sides of patches that can be brought to strides 4, 8, 16 and 32.
 
 
 class Levels(NamedTuple):
     """Feature maps of one picture, and the tokens they come from."""
 
-    maps: tuple  # of [B, H/s, W/s, D], s = 4, 8, 16, 32
-    tokens: jax.Array  # [depth, B, 1 + N, D] raw stream after every block
+    maps: tuple[Float[Array, "B h w D"], ...]  # h = H / s for s = 4, 8, 16, 32.
+    tokens: Float[Array, "depth B T D"]  # Raw stream after every block.
 
 
 class Deconvolution(nn.Module):
     """A 2 x 2 transposed convolution of stride 2: every pixel becomes four."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    features: int | None = None  # None: as many as there are
+    kernel_init: Callable[..., Array] | None = (
+        None  # None: PyTorch's; else the bias is 0
+    )
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, D] -> [B, 2H, 2W, D]
+    def __call__(self, x: Float[ArrayLike, "B h w D"]) -> Float[Array, "B 2*h 2*w _"]:
         batch, height, width, channels = x.shape
-        init = layers.uniform((4 * channels) ** -0.5)
+        features = self.features or channels
+        # PyTorch counts the outputs of a transposed convolution as its fan-in.
+        init = layers.uniform((4 * features) ** -0.5)
+        bias_init = nn.initializers.zeros if self.kernel_init else init
         # [row, column, out, in], so that PyTorch's is its plain transpose.
-        kernel = self.param("kernel", init, (2, 2, channels, channels))
-        bias = self.param("bias", init, (channels,))
+        shape = (2, 2, features, channels)
+        kernel = self.param("kernel", self.kernel_init or init, shape)
+        bias = self.param("bias", bias_init, (features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = jnp.einsum("bhwc,ijoc->bhiwjo", x, kernel)
-        x = x.reshape(batch, 2 * height, 2 * width, channels)
+        x = x.reshape(batch, 2 * height, 2 * width, features)
         return x + bias.astype(self.dtype)[None, None, None]
 
 
@@ -52,22 +62,27 @@ class Backbone(nn.Module):
     taps: tuple[int, int, int, int]  # Blocks, counted from 0, finest level first.
     channels: int = 3
     mlp_ratio: float = 4.0
+    norm_eps: float = layers.LN_EPS
     layer_scale: float = 1.0
     drop_path: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: str = "none"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, train: bool, noise: jax.Array | None = None
+        self,
+        image: Float[ArrayLike, "B H W c"],
+        train: bool,
+        noise: Float[ArrayLike, "B depth 2"] | None = None,
     ) -> Levels:
-        """Sees a picture.
+        """Computes the pyramid of a batch of images.
 
         Args:
-            image: [B, H, W, C] float32, normalised.
+            image: normalised.
             train: whether batch statistics are this batch's.
-            noise: [B, depth, 2] uniform, for drop path; None drops nothing.
+            noise: uniform, for drop path; None drops nothing.
         """
         grid = tuple(side // self.patch for side in self.image_size)
         stack = layers.stack(
@@ -76,10 +91,12 @@ class Backbone(nn.Module):
             depth=self.depth,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            norm_eps=self.norm_eps,
             kernel_init=layers.normal02,
             dtype=self.dtype,
             scan=self.scan,
             remat=self.remat,
+            attention_form=self.attention,
             taps=True,
             relative_grid=grid,
             layer_scale=self.layer_scale,
@@ -99,6 +116,8 @@ class Backbone(nn.Module):
         return first, up("fpn2.0")(second), third, shrink(fourth, 2)
 
 
-def shrink(x, by):
-    """The largest value of every `by` x `by` square."""
+def shrink(
+    x: Float[ArrayLike, "B h w D"], by: int
+) -> Float[Array, "B {x.shape[1]//by} {x.shape[2]//by} D"]:
+    """Takes the largest value of every `by` x `by` square."""
     return nn.max_pool(x, (by, by), (by, by))

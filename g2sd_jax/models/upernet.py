@@ -5,32 +5,35 @@
 Submodules carry the names that segmentation checkpoints have (`psp_modules.0.1.conv`).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Float32, Key
+from ml_collections import ConfigDict
 
 from g2sd_jax.models import layers, pyramid, vit
 from g2sd_jax.ops import resize
 
 
 class Features(NamedTuple):
-    """What the decode head computes on its way to its logits."""
+    """The maps of the decode head on its way to its logits, finest first."""
 
-    pooled: tuple  # of [B, k, k, E], one per pooling scale
-    laterals: tuple  # of [B, h, w, E], finest first; the last is the pooled top's
-    merged: tuple  # the same after the way down
-    smoothed: tuple  # the finer ones of these after one more convolution
-    fused: jax.Array  # [B, H/4, W/4, E] all levels in one map
-    logits: jax.Array  # [B, H/4, W/4, C] float32
+    pooled: tuple[Float[Array, "B k k E"], ...]  # One per pooling scale k.
+    laterals: tuple[Float[Array, "B h w E"], ...]  # The last is the pooled top's.
+    merged: tuple[Float[Array, "B h w E"], ...]  # The laterals after the way down.
+    smoothed: tuple[Float[Array, "B h w E"], ...]  # All but the top, convolved again.
+    fused: Float[Array, "B H/4 W/4 E"]  # All levels in one map.
+    logits: Float32[Array, "B H/4 W/4 C"]
 
 
 class Output(NamedTuple):
-    """What a segmentor says of a picture."""
+    """The logits of a segmentor."""
 
-    logits: jax.Array  # [B, H/4, W/4, C] float32; what is distilled
-    auxiliary: jax.Array | None  # [B, H/16, W/16, C] float32
+    logits: Float32[Array, "B H/4 W/4 C"]  # Those that are distilled.
+    auxiliary: Float32[Array, "B H/16 W/16 C"] | None
 
 
 class ConvModule(nn.Module):
@@ -38,10 +41,12 @@ class ConvModule(nn.Module):
 
     features: int
     side: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[ArrayLike, "B h w D"], train: bool
+    ) -> Float[Array, "B h w {self.features}"]:
         std = (2 / (self.features * self.side**2)) ** 0.5  # He, by the outputs.
         conv = nn.Conv(
             self.features,
@@ -55,8 +60,20 @@ class ConvModule(nn.Module):
         return x.astype(self.dtype)
 
 
-def classify(x, classes, rate, noise):
-    """[B, h, w, C] float32 logits, whole channels dropped before (`conv_seg`)."""
+def classify(
+    x: Float[ArrayLike, "B h w E"],
+    classes: int,
+    rate: float,
+    noise: Float[ArrayLike, "B E"] | None,
+) -> Float32[Array, "B h w {classes}"]:
+    """Drops whole channels, then computes logits (`conv_seg`).
+
+    Args:
+        x: feature maps.
+        classes: of the logits.
+        rate: share of the channels to drop.
+        noise: uniform; None drops nothing.
+    """
     if noise is not None and rate > 0:
         keep = jnp.where(noise >= rate, 1 / (1 - rate), 0.0)  # [B, E]
         x = x * keep.astype(x.dtype)[:, None, None]
@@ -72,18 +89,21 @@ class UperHead(nn.Module):
     width: int
     pool_scales: tuple[int, ...]
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, maps: tuple, train: bool, noise: jax.Array | None = None
+        self,
+        maps: tuple[Float[ArrayLike, "B _ _ D"], ...],
+        train: bool,
+        noise: Float[ArrayLike, "B E"] | None = None,
     ) -> Features:
-        """Decodes.
+        """Decodes feature maps to logits.
 
         Args:
-            maps: of [B, h, w, D], finest first, each half as large as the one before.
+            maps: finest first, each half as large as the one before.
             train: whether batch statistics are this batch's.
-            noise: [B, width] uniform, for the channel dropout; None drops nothing.
+            noise: uniform, for the channel dropout; None drops nothing.
         """
 
         def conv(side, name, x):
@@ -119,13 +139,16 @@ class FcnHead(nn.Module):
     classes: int
     width: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool, noise: jax.Array | None = None
-    ) -> jax.Array:
-        """x [B, h, w, D], noise [B, width] -> [B, h, w, C] logits, float32."""
+        self,
+        x: Float[ArrayLike, "B h w D"],
+        train: bool,
+        noise: Float[ArrayLike, "B E"] | None = None,
+    ) -> Float32[Array, "B h w {self.classes}"]:
+        """Classifies every cell; `noise` is that of the channel dropout."""
         x = ConvModule(self.width, 3, self.dtype, name="convs.0")(x, train)
         return classify(x, self.classes, self.dropout, noise)
 
@@ -138,15 +161,18 @@ class Segmentor(nn.Module):
     auxiliary_head: FcnHead | None = None
 
     def __call__(
-        self, image: jax.Array, train: bool, draws: dict | None = None
+        self,
+        image: Float[ArrayLike, "B H W c"],
+        train: bool,
+        draws: Mapping[str, ArrayLike] | None = None,
     ) -> Output:
         """Classifies every fourth pixel of every fourth row.
 
         Args:
-            image: [B, H, W, C] float32, normalised, of the backbone's size.
+            image: normalised, of the backbone's size.
             train: whether batch statistics are this batch's, and collected.
             draws: `drop_path` [B, depth, 2], `dropout` [B, E] and `aux_dropout`
-                [B, A], uniform; what it lacks drops nothing.
+                [B, aux_width], uniform; without one of them nothing is dropped there.
         """
         draws = draws or {}
         maps = self.backbone(image, train, draws.get("drop_path")).maps
@@ -159,30 +185,35 @@ class Segmentor(nn.Module):
 
 
 def segmentor(
-    model, classes: int, where: str = "config.model", aux: bool = True, **machine
+    model: ConfigDict,
+    classes: int,
+    where: str = "config.model",
+    aux: bool = True,
+    **compute_options: Any,
 ) -> Segmentor:
-    """The `Segmentor` of a config.
+    """Builds the `Segmentor` of a config.
 
     Args:
         model: the config's group of keys.
         classes: of the data.
         where: the group's name, for errors.
         aux: False leaves out the auxiliary head, which a teacher has no use for.
-        **machine: dtype, scan, remat.
+        **compute_options: of `layers.compute_options`.
     """
     check(model, where)
     size = vit.size(model, where)
     width = model.head_width or size.width
-    dtype = machine.get("dtype", jnp.float32)
+    dtype = compute_options.get("dtype", jnp.float32)
     backbone = pyramid.Backbone(
         **size._asdict(),
         image_size=tuple(model.image_size),
         taps=tuple(model.taps),
         channels=model.channels,
         mlp_ratio=model.mlp_ratio,
+        norm_eps=vit.norm_eps(model),
         layer_scale=model.layer_scale,
         drop_path=model.drop_path,
-        **machine,
+        **compute_options,
     )
     head = UperHead(classes, width, tuple(model.pool_scales), model.dropout, dtype)
     auxiliary = None
@@ -191,7 +222,7 @@ def segmentor(
     return Segmentor(backbone, head, auxiliary)
 
 
-def check(model, where: str) -> None:
+def check(model: ConfigDict, where: str) -> None:
     """Refuses shapes that no pyramid can be made of."""
     size, (rows, columns) = vit.size(model, where), vit.grid(model, where)
     if size.patch not in pyramid.PATCHES:
@@ -214,13 +245,13 @@ def check(model, where: str) -> None:
         )
 
 
-def init(model: Segmentor, key: jax.Array) -> dict:
-    """Fresh variables; no example is needed, the module knows its sizes."""
+def init(model: Segmentor, key: Key[ArrayLike, ""]) -> dict[str, Any]:
+    """Initialises the variables; no example is needed, the module knows its sizes."""
     backbone = model.backbone
     image = jnp.zeros((2, *backbone.image_size, backbone.channels))
     return model.init(key, image, True)
 
 
-def describe(config) -> dict:
-    """What a later command needs to know of this segmentor and its pictures."""
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Describes this segmentor and its pictures to later commands."""
     return dict(vit.describe(config), kind="segmentor")

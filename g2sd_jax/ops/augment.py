@@ -1,19 +1,26 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From the host's uint8 batch to what a network sees: crop, flip, colour, mix."""
+"""The device's part of the input: crop, flip, colour, normalise, erase, mix.
+
+Batches and draws are arrays by name; numpy's are as welcome as JAX's.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Key
+from ml_collections import ConfigDict
 
 from g2sd_jax import core
 from g2sd_jax.ops import colour, erase, mixup, randaugment, resize
 
 
 class Spec(NamedTuple):
-    """What `draw` and `prepare` do; a field that is off draws nothing."""
+    """The settings of `draw` and `prepare`; a field that is off draws nothing."""
 
     image_size: tuple[int, int]  # (height, width) that leaves `prepare`
     mean: tuple[float, ...]  # Of pixels in 0..1, per channel or one for all.
@@ -33,17 +40,31 @@ class Spec(NamedTuple):
     smoothing: float = 0.0
 
 
-def spec(config, train: bool) -> Spec:
-    """The recipe's `Spec`; one for evaluation only resizes and normalises."""
+def check_normalisation(group: ConfigDict, where: str, channels: int) -> None:
+    """Refuses a mean or std that is neither one number nor one for each channel.
+
+    Args:
+        group: keys with `mean` and `std`; () stands for another group's.
+        where: its name, for errors.
+        channels: of the pictures.
+    """
     for name in ("mean", "std"):
-        values = config.data[name]
-        if len(values) not in (1, config.model.channels):
+        values = tuple(group.get(name) or ())
+        if values and len(values) not in (1, channels):
             raise ValueError(
-                f"config.data.{name}={tuple(values)} has {len(values)} values for "
-                f"config.model.channels={config.model.channels}; give one each, or one "
-                "for all."
+                f"{where}.{name}={values} has {len(values)} values for "
+                f"config.model.channels={channels}; give one each, or one for all."
             )
-    fixed = Spec(tuple(config.model.image_size), config.data.mean, config.data.std)
+
+
+def spec(config: ConfigDict, train: bool) -> Spec:
+    """Reads the `Spec` of a recipe; for evaluation one that resizes and normalises."""
+    check_normalisation(config.data, "config.data", config.model.channels)
+    fixed = Spec(
+        image_size=tuple(config.model.image_size),  # Of a workdir's JSON: lists.
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
     if not train:
         return fixed
     augment = config.augment
@@ -78,13 +99,15 @@ def spec(config, train: bool) -> Spec:
     )
 
 
-def draw(key, batch, spec: Spec) -> dict:
-    """Everything random in `prepare`: arrays [B, ...], or 0-d ones shared by the batch.
+def draw(
+    key: Key[ArrayLike, ""], batch: Mapping[str, ArrayLike], spec: Spec
+) -> dict[str, Array]:
+    """Draws everything random in `prepare`, as far as `spec` asks for it.
 
     Returns:
-        Of `crop` [B, 4] (y, x, height, width in canvas pixels), `flip` [B] bool, and
-        what the `draw` of `randaugment`, `colour` and `erase` and `mixup.mix_draws`
-        say, those that `spec` asks for.
+        Arrays [B, ...], or 0-d ones shared by the batch: `crop` [B, 4] (y, x, height,
+        width in canvas pixels), `flip` [B] bool, and the results of `draw` of
+        `randaugment`, `colour` and `erase` and of `mixup.mix_draws`.
     """
     keys = core.stream_keys(key, "crop", "flip", "mix")
     count, *canvas = batch["image"].shape[:3]
@@ -102,16 +125,16 @@ def draw(key, batch, spec: Spec) -> dict:
         draws["flip"] = jax.random.bernoulli(keys["flip"], spec.flip, (count,))
     if spec.randaugment:
         mean, deviation = randaugment.parse(spec.randaugment)
-        key_of = core.stream_keys(key, "randaugment")
+        stream = core.stream_keys(key, "randaugment")
         draws |= randaugment.draw(
-            key_of["randaugment"], count, mean=mean, deviation=deviation
+            stream["randaugment"], count, mean=mean, deviation=deviation
         )
     if any(spec.color_jitter):
-        key_of = core.stream_keys(key, "colour")
-        draws |= colour.draw(key_of["colour"], count, spec.color_jitter)
+        stream = core.stream_keys(key, "colour")
+        draws |= colour.draw(stream["colour"], count, spec.color_jitter)
     if spec.erase > 0:
-        key_of = core.stream_keys(key, "erase")
-        draws |= erase.draw(key_of["erase"], count, spec.image_size, spec.erase)
+        stream = core.stream_keys(key, "erase")
+        draws |= erase.draw(stream["erase"], count, spec.image_size, spec.erase)
     if spec.mixup > 0 or spec.cutmix > 0:
         draws |= mixup.mix_draws(
             keys["mix"],
@@ -124,12 +147,29 @@ def draw(key, batch, spec: Spec) -> dict:
     return draws
 
 
-def random_boxes(key, count, canvas, area, aspect, tries=10):
-    """[count, 4] y, x, height, width of random resized crops (after torchvision).
+def random_boxes(
+    key: Key[ArrayLike, ""],
+    count: int,
+    canvas: Sequence[int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    tries: int = 10,
+) -> Float32[ArrayLike, "{count} 4"]:
+    """Draws the boxes of random resized crops (after torchvision).
 
     Area is uniform, aspect log-uniform; the first of the tries that fits is taken, else
     the largest centred box whose aspect is allowed. A single try is not repeated but
-    clamped to the canvas, as MAE's linear probing has it.
+    clamped to the canvas, as in MAE's linear probing.
+
+    Args:
+        key: of this step.
+        count: how many boxes.
+        canvas: (height, width) in pixels.
+        area: lowest and highest share of the canvas.
+        aspect: lowest and highest width over height.
+        tries: boxes drawn until one fits.
+    Returns:
+        y, x, height, width in pixels.
     """
     height, width = canvas
     keys = core.stream_keys(key, "area", "aspect", "y", "x")
@@ -154,30 +194,40 @@ def random_boxes(key, count, canvas, area, aspect, tries=10):
     return jnp.where(fits.any(axis=1, keepdims=True), boxes, fallback)
 
 
-def largest_box(canvas, low, high):
-    """The largest centred whole-pixel box with an aspect in [low, high]."""
+def largest_box(
+    canvas: Sequence[int], low: float, high: float
+) -> tuple[int, int, int, int]:
+    """Returns y, x, height, width of the largest centred box of whole pixels.
+
+    Its aspect, width over height, lies in [low, high].
+    """
     height, width = canvas
     h, w = min(height, round(width / low)), min(width, round(height * high))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def centre_boxes(count, canvas, image_size):
-    """[count, 4] the largest centred box of the wanted aspect: resize, then crop."""
+def centre_boxes(
+    count: int, canvas: Sequence[int], image_size: tuple[int, int]
+) -> Float32[ArrayLike, "{count} 4"]:
+    """Repeats the largest centred box with the aspect of `image_size`."""
     scale = min(have / want for have, want in zip(canvas, image_size, strict=True))
     sides = [want * scale for want in image_size]
     starts = [(have - side) / 2 for have, side in zip(canvas, sides, strict=True)]
     return jnp.tile(jnp.array([[*starts, *sides]], jnp.float32), (count, 1))
 
 
-def prepare(batch, draws, spec: Spec) -> dict:
-    """Opens every stage's loss: from here on `image` is float32 and normalised.
+@jax.named_scope("augment")
+def prepare(
+    batch: Mapping[str, ArrayLike], draws: Mapping[str, ArrayLike], spec: Spec
+) -> dict[str, ArrayLike]:
+    """Augments and normalises a batch, as the first line of every stage's loss.
 
-    An image that arrives in floating point counts as everything up to erased
-    already, and a `target` that arrives as mixed already. What `draws` lacks is not
-    done.
+    Idempotent, as `core.Stage.augment` has to be: an image that arrives in floating
+    point is not cropped to erased once more, and where a `target` arrives nothing is
+    mixed. What `draws` lacks is not done.
 
     Args:
-        batch: `image` [B, H, W, C] uint8 canvas (or float), perhaps `label`, and
+        batch: `image` [B, H, W, c] uint8 canvas (or float), perhaps `label`, and
             perhaps `crop` [B, 4] (y, x, height, width in canvas pixels), outside of
             which the canvas may hold anything. With `image_size` [B, 2] as well, the
             picture's height and width from the canvas's top left corner, it is resized
@@ -185,8 +235,8 @@ def prepare(batch, draws, spec: Spec) -> dict:
         draws: of `draw`, or the very numbers that a reference used.
         spec: the sizes and numbers to use.
     Returns:
-        The batch with `image` [B, *image_size, C] and, given labels and classes, the
-        smoothed and mixed `target` [B, K].
+        The batch with `image` [B, *image_size, c] float32, normalised, and, given
+        labels and classes, the smoothed and mixed `target` [B, C].
     """
     batch = dict(batch)
     image = batch["image"]
@@ -196,7 +246,7 @@ def prepare(batch, draws, spec: Spec) -> dict:
             image = randaugment.apply(image, draws, fill(image, spec))
         if "jitter_order" in draws:
             image = colour.apply(image, draws)
-        image = normalise(image, spec)
+        image = normalise(image, spec.mean, spec.std)
         if "erase_box" in draws:
             image = erase.apply(image, draws)
     image = image.astype(jnp.float32)
@@ -209,8 +259,10 @@ def prepare(batch, draws, spec: Spec) -> dict:
     return {**batch, "image": image}
 
 
-def frame(batch, draws, spec):
-    """[B, *image_size, C] float32 whole levels 0..255, cropped, resized and flipped."""
+def frame(
+    batch: Mapping[str, ArrayLike], draws: Mapping[str, ArrayLike], spec: Spec
+) -> Float32[ArrayLike, "B h w c"]:
+    """Crops, resizes and flips the uint8 canvases; whole grey levels 0..255 leave."""
     image, flip = batch["image"], draws.get("flip")
     boxes, within = batch.get("crop", draws.get("crop")), None
     canvas = image.shape[1:3]
@@ -229,12 +281,15 @@ def frame(batch, draws, spec):
     return image
 
 
-def fill(image, spec):
-    """[C] the data set's mean as whole grey levels: what is shown from outside."""
+def fill(image: Float[ArrayLike, "B H W c"], spec: Spec) -> Float32[ArrayLike, " c"]:
+    """Returns the data set's mean in whole grey levels, the colour outside an image."""
     mean = [min(255, round(255 * value)) for value in spec.mean]
     return jnp.broadcast_to(jnp.array(mean, jnp.float32), image.shape[-1:])
 
 
-def normalise(image, spec):
-    mean, std = (jnp.array(each, jnp.float32) for each in (spec.mean, spec.std))
+def normalise(
+    image: Float[ArrayLike, "B H W c"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[ArrayLike, "B H W c"]:
+    """Normalises levels of 0..255; `mean` and `std` are those of levels in 0..1."""
+    mean, std = (jnp.array(value, jnp.float32) for value in (mean, std))
     return (image / 255 - mean[None, None, None]) / std[None, None, None]

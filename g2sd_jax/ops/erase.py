@@ -3,9 +3,12 @@
 """Random erasing: a box of some images becomes noise (mode `pixel`, one box)."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from g2sd_jax import core
 
@@ -14,9 +17,16 @@ ASPECT = (0.3, 1 / 0.3)  # Height over width.
 TRIES = 10
 
 
-def draw(key, count, image_size, prob):
-    """Where to erase and by which noise.
+def draw(
+    key: Key[ArrayLike, ""], count: int, image_size: tuple[int, int], prob: float
+) -> dict[str, Array]:
+    """Draws the boxes to erase, and the seeds of their noise.
 
+    Args:
+        key: of this step.
+        count: how many images.
+        image_size: (height, width).
+        prob: chance that an image loses a box.
     Returns:
         `erase_box` [count, 4] int32 y, x, height, width, zeros for none, and
         `erase_seed` [count, ...] uint32, the data of one key each: the noise itself
@@ -42,12 +52,19 @@ def draw(key, count, image_size, prob):
     return {"erase_box": box.astype(jnp.int32), "erase_seed": seeds}
 
 
-def apply(image, draws):
-    """Normalised images [B, H, W, C] with their boxes of `draw` filled by N(0, 1)."""
+def apply(
+    image: Float[ArrayLike, "B H W c"], draws: Mapping[str, ArrayLike]
+) -> Float[ArrayLike, "B H W c"]:
+    """Fills the boxes of `draw` in normalised images by N(0, 1)."""
     return jax.vmap(erase)(image, draws["erase_box"], draws["erase_seed"])
 
 
-def erase(image, box, seed):
+def erase(
+    image: Float[ArrayLike, "H W c"],
+    box: Int[ArrayLike, "4"],
+    seed: UInt32[ArrayLike, " words"],
+) -> Float[ArrayLike, "H W c"]:
+    """Fills one box (y, x, height, width) of one image by N(0, 1)."""
     y, x, height, width = box
     rows, columns = (jnp.arange(size) for size in image.shape[:2])
     rows = (rows >= y) & (rows < y + height)

@@ -1,22 +1,26 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From the host's uint8 crop and label map to what a segmentor sees.
+"""The device's part of a segmentor's input: flip, distort, normalise, pad.
 
-Mirrored, distorted in colour, normalised, and only then padded: what lies outside of a
-picture that is smaller than the crop is 0 after normalisation, as published.
+Padded last: what lies outside of a picture that is smaller than the crop is 0 after
+normalisation, as published.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Integer, Key, Shaped
+from ml_collections import ConfigDict
 
 from g2sd_jax import core
 from g2sd_jax.ops import augment, photometric
 
 
 class Spec(NamedTuple):
-    """What `draw` and `prepare` do; a chance of 0 draws nothing."""
+    """The settings of `draw` and `prepare`; a chance of 0 draws nothing."""
 
     mean: tuple[float, ...]  # Of pixels in 0..1, per channel or one for all.
     std: tuple[float, ...]
@@ -24,8 +28,8 @@ class Spec(NamedTuple):
     photometric: float = 0.0
 
 
-def spec(config, train: bool) -> Spec:
-    """The recipe's `Spec`; one for evaluation only normalises and pads."""
+def spec(config: ConfigDict, train: bool) -> Spec:
+    """Reads the `Spec` of a recipe; for evaluation one that normalises and pads."""
     fixed = augment.spec(config, train=False)
     if not train:
         return Spec(fixed.mean, fixed.std)
@@ -38,8 +42,14 @@ def spec(config, train: bool) -> Spec:
     return Spec(fixed.mean, fixed.std, config.augment.flip, config.augment.photometric)
 
 
-def draw(key, batch, spec: Spec) -> dict:
-    """Everything random in `prepare`: `flip` [B] bool, and `photometric.draw`'s."""
+def draw(
+    key: Key[ArrayLike, ""], batch: Mapping[str, ArrayLike], spec: Spec
+) -> dict[str, Array]:
+    """Draws everything random in `prepare`, as far as `spec` asks for it.
+
+    Returns:
+        `flip` [B] bool, and the results of `photometric.draw`.
+    """
     keys = core.stream_keys(key, "flip", "photometric")
     count, draws = len(batch["image"]), {}
     if spec.flip > 0:
@@ -49,18 +59,22 @@ def draw(key, batch, spec: Spec) -> dict:
     return draws
 
 
-def prepare(batch, draws, spec: Spec) -> dict:
-    """Opens the loss: from here on `image` is float32, normalised and padded.
+def prepare(
+    batch: Mapping[str, ArrayLike], draws: Mapping[str, ArrayLike], spec: Spec
+) -> dict[str, ArrayLike]:
+    """Augments, normalises and pads a batch, as the first line of the loss.
 
-    An image that arrives in floating point counts as all of that, its label map too.
-    What `draws` lacks is not done.
+    Idempotent, as `core.Stage.augment` has to be: a batch whose image arrives in
+    floating point is returned as it is. What `draws` lacks is not done.
 
     Args:
-        batch: `image` [B, H, W, C] uint8, perhaps `label_map` [B, H, W] uint8, and
+        batch: `image` [B, H, W, c] uint8, perhaps `label_map` [B, H, W] uint8, and
             `image_size` [B, 2], the height and width of the picture at the top left;
             without it the pictures fill their crops.
         draws: of `draw`, or the very numbers that a reference used.
-        spec: what to do.
+        spec: the numbers to use.
+    Returns:
+        The batch with `image` float32, normalised and padded.
     """
     batch = dict(batch)
     image, size = batch["image"], batch.get("image_size")
@@ -74,14 +88,18 @@ def prepare(batch, draws, spec: Spec) -> dict:
     image = image.astype(jnp.float32)
     if "brightness" in draws:
         image = photometric.apply(image, draws)
-    image = augment.normalise(image, spec)
+    image = augment.normalise(image, spec.mean, spec.std)
     if size is not None:
         image = jnp.where(inside(size, image.shape[1:3])[..., None], image, 0.0)
     return {**batch, "image": image}
 
 
-def mirror(image, flip, size):
-    """Those of [B, H, W, C] where `flip` [B], each within its own width."""
+def mirror(
+    image: Shaped[ArrayLike, "B H W c"],
+    flip: Bool[ArrayLike, " B"],
+    size: Integer[ArrayLike, "B 2"] | None,
+) -> Shaped[ArrayLike, "B H W c"]:
+    """Mirrors the images where `flip`, each within the width that `size` gives it."""
     if size is None:
         mirrored = image[:, :, ::-1]
     else:
@@ -91,8 +109,10 @@ def mirror(image, flip, size):
     return jnp.where(flip[:, None, None, None], mirrored, image)
 
 
-def inside(size, canvas):
-    """[B, H, W] True where the pictures of sizes [B, 2] are."""
+def inside(
+    size: Integer[ArrayLike, "B 2"], canvas: Sequence[int]
+) -> Bool[ArrayLike, "B H W"]:
+    """Marks the pixels of pictures of these sizes at the top left of their canvas."""
     rows, columns = (
         jnp.arange(side)[None] < size[:, i, None] for i, side in enumerate(canvas)
     )

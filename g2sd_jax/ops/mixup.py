@@ -2,20 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixup and cutmix of a batch with itself reversed, and the soft targets they need."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Float32, Integer, Key
 
 from g2sd_jax import core
 
 
-def mix_draws(key, image_size, *, mixup, cutmix, switch, prob):
-    """One way of mixing for the whole batch, as 0-d arrays.
+def mix_draws(
+    key: Key[ArrayLike, ""],
+    image_size: tuple[int, int],
+    *,
+    mixup: float,
+    cutmix: float,
+    switch: float,
+    prob: float,
+) -> dict[str, Array]:
+    """Draws one way of mixing for the whole batch, as 0-d arrays.
 
     Args:
         key: of this step.
         image_size: static (height, width) that the cutmix centre is drawn from.
         mixup: alpha of mixup's Beta(alpha, alpha); 0 = never mixup.
-        cutmix: the same for cutmix; 0 = never cutmix.
+        cutmix: alpha of cutmix's; 0 = never cutmix.
         switch: chance of cutmix where both may be.
         prob: chance that the batch is mixed at all.
     Returns:
@@ -46,12 +58,16 @@ def mix_draws(key, image_size, *, mixup, cutmix, switch, prob):
     }
 
 
-def mix(image, target, draws):
+def mix(
+    image: Float[ArrayLike, "B H W c"],
+    target: Float[ArrayLike, "B C"],
+    draws: Mapping[str, ArrayLike],
+) -> tuple[Float[ArrayLike, "B H W c"], Float[ArrayLike, "B C"]]:
     """Blends every example with the one at the same place in the reversed batch.
 
     Args:
-        image: [B, H, W, C] floats, B even.
-        target: [B, K] soft targets.
+        image: an even number of images.
+        target: their soft targets.
         draws: of `mix_draws`.
     """
     if len(image) % 2:
@@ -66,21 +82,25 @@ def mix(image, target, draws):
     columns = box_side(draws["mix_centre_x"], ratio, width)
     inside = rows[:, None] & columns[None]  # [H, W]
     # In cutmix a pixel is the image's own or its partner's; in mixup it is lam of it.
-    own = jnp.where(boxed, 1.0 - inside, lam)[None, :, :, None]
+    share = jnp.where(boxed, 1.0 - inside, lam)[None, :, :, None]
     lam = jnp.where(boxed, 1.0 - inside.mean(), lam)
-    image = image * own + image[::-1] * (1 - own)
+    image = image * share + image[::-1] * (1 - share)
     return image, target * lam + target[::-1] * (1 - lam)
 
 
-def box_side(centre, ratio, size):
-    """[size] True inside one side of the cutmix box, clipped by the image."""
+def box_side(
+    centre: Integer[ArrayLike, ""], ratio: Float[ArrayLike, ""], size: int
+) -> Bool[ArrayLike, " {size}"]:
+    """Marks the pixels inside one side of the cutmix box, clipped by the image."""
     # Half sides as in timm 0.3.2, the reference's: an odd side loses one pixel.
     half = jnp.floor(size * ratio).astype(jnp.int32) // 2
     place = jnp.arange(size)
     return (place >= centre - half) & (place < centre + half)
 
 
-def smooth_one_hot(label, classes, smoothing):
-    """[B, K] from `label` [B]: 1 - s + s/K for the label, s/K for each other class."""
+def smooth_one_hot(
+    label: Integer[ArrayLike, " B"], classes: int, smoothing: float
+) -> Float32[ArrayLike, "B {classes}"]:
+    """Smooths labels: 1 - s + s/C for the label, s/C for each other class."""
     one_hot = jax.nn.one_hot(label, classes)
     return one_hot * (1 - smoothing) + smoothing / classes

@@ -6,21 +6,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from g2sd_jax.ops import patches
 
 ORDERS = ("random", "salient", "non-salient")  # Which patches go first.
 
 
-def saliency(answer: Callable, image: jax.Array, patch: int) -> jax.Array:
-    """[B, N] how much each patch counts, to first order, for what a network answers.
+def saliency(
+    answer: Callable[[Array], Array], image: Float[ArrayLike, "B H W c"], patch: int
+) -> Float[ArrayLike, "B N"]:
+    """Scores how much each patch counts for a network's answer, to first order.
 
     Blanking a patch sets its pixels x to 0, which moves the log-probability of the
     network's own first answer by about -g.x with g its gradient; the score is |g.x|.
 
     Args:
         answer: image -> [B, C] logits.
-        image: [B, H, W, C] prepared.
+        image: normalised.
         patch: side in pixels.
     """
 
@@ -32,12 +36,14 @@ def saliency(answer: Callable, image: jax.Array, patch: int) -> jax.Array:
     return jnp.abs(patches.patchify(effect, patch).sum(axis=-1))
 
 
-def ranks(key: jax.Array, scores: jax.Array, order: str) -> jax.Array:
-    """[B, N] when each patch goes, 0 first.
+def ranks(
+    key: Key[ArrayLike, ""], scores: Float[ArrayLike, "B N"], order: str
+) -> Int[ArrayLike, "B N"]:
+    """Ranks the patches of each image by when they go, 0 first.
 
     Args:
         key: for the random order.
-        scores: [B, N] of `saliency`.
+        scores: of `saliency`.
         order: one of `ORDERS`.
     """
     by = {
@@ -48,15 +54,20 @@ def ranks(key: jax.Array, scores: jax.Array, order: str) -> jax.Array:
     return jnp.argsort(jnp.argsort(by, axis=1), axis=1)
 
 
-def blank(image: jax.Array, ranks: jax.Array, count, patch: int) -> jax.Array:
-    """The image without its first `count` patches.
+def blank(
+    image: Float[ArrayLike, "B H W c"],
+    ranks: Int[ArrayLike, "B N"],
+    count: Integer[ArrayLike, ""],
+    patch: int,
+) -> Float[ArrayLike, "B H W c"]:
+    """Sets the first `count` patches of every image to 0.
 
     Args:
-        image: [B, H, W, C] prepared, so that 0 is the data set's mean colour.
-        ranks: [B, N] of `ranks`.
-        count: how many patches become 0; a traced number is welcome.
+        image: normalised, so that 0 is the data set's mean colour.
+        ranks: of `ranks`.
+        count: how many patches become 0; it may be traced.
         patch: side in pixels.
     """
     grid = (image.shape[1] // patch, image.shape[2] // patch)
-    kept = patches.patchify(image, patch) * (ranks >= count)[..., None]
-    return patches.unpatchify(kept, patch, grid)
+    remaining = patches.patchify(image, patch) * (ranks >= count)[..., None]
+    return patches.unpatchify(remaining, patch, grid)

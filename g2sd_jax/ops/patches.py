@@ -4,21 +4,24 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int
 
 
 class Masking(NamedTuple):
-    """Which patches are seen; one object for teacher and student (MAE, section 3)."""
+    """The patches that are hidden, for teacher and student alike (MAE, section 3)."""
 
-    ids_keep: jax.Array  # [B, K] grid positions of the visible patches, in drawn order
-    ids_restore: jax.Array  # [B, N] where each grid position went in the drawn order
-    removed: jax.Array  # [B, N] float32, 1 where the patch is hidden
+    ids_keep: Int[Array, "B K"]  # Grid positions of the visible ones, in drawn order.
+    ids_restore: Int[Array, "B N"]  # Where each grid position went in the drawn order.
+    removed: Float32[Array, "B N"]  # 1 where the patch is hidden, else 0.
 
 
-def patchify(image: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] -> [B, N, P]; within a patch: row, column, channel (fastest)."""
+def patchify(
+    image: Float[ArrayLike, "B H W c"], patch: int
+) -> Float[ArrayLike, "B N P"]:
+    """Cuts images into patches; within one: row, column, channel (fastest)."""
     batch, height, width, channels = image.shape
     rows, columns = height // patch, width // patch
     image = image.reshape(batch, rows, patch, columns, patch, channels)
@@ -26,8 +29,10 @@ def patchify(image: jax.Array, patch: int) -> jax.Array:
     return image.reshape(batch, rows * columns, patch * patch * channels)
 
 
-def unpatchify(patches: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
-    """[B, N, P] -> [B, H, W, C]: `patchify` undone on a grid (rows, columns)."""
+def unpatchify(
+    patches: Float[ArrayLike, "B N P"], patch: int, grid: tuple[int, int]
+) -> Float[ArrayLike, "B H W c"]:
+    """Inverts `patchify` on a grid of (rows, columns)."""
     batch, (rows, columns) = patches.shape[0], grid
     image = patches.reshape(batch, rows, columns, patch, patch, -1)
     image = image.transpose(0, 1, 3, 2, 4, 5)
@@ -35,7 +40,7 @@ def unpatchify(patches: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Arr
 
 
 def visible(patches: int, mask_ratio: float) -> int:
-    """How many patches stay: truncated in double precision, as the reference does."""
+    """Counts the visible patches, truncated in double precision as in the reference."""
     return int(patches * (1 - mask_ratio))
 
 
@@ -50,11 +55,11 @@ def check_mask_ratio(mask_ratio: float, patches: int) -> None:
         )
 
 
-def mask(noise: jax.Array, mask_ratio: float) -> Masking:
+def mask(noise: Float[ArrayLike, "B N"], mask_ratio: float) -> Masking:
     """Keeps the patches with the smallest noise.
 
     Args:
-        noise: [B, N] float32, one uniform number per patch.
+        noise: one uniform number per patch.
         mask_ratio: share of patches to remove.
     """
     patches = noise.shape[1]
@@ -65,14 +70,18 @@ def mask(noise: jax.Array, mask_ratio: float) -> Masking:
     return Masking(ids_shuffle[:, :keep], ids_restore, removed)
 
 
-def gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-    """tokens [B, N, D] (or [1, N, D]), ids [B, K] -> [B, K, D]."""
+def gather(
+    tokens: Float[ArrayLike, "#B N D"], ids: Int[ArrayLike, "B K"]
+) -> Float[ArrayLike, "B K D"]:
+    """Picks tokens by their positions; tokens of batch 1 serve the whole batch."""
     tokens = jnp.broadcast_to(tokens, (ids.shape[0], *tokens.shape[1:]))
     return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
 
 
-def sincos_table(width: int, grid: tuple[int, int]) -> np.ndarray:
-    """The frozen position table of MAE: [1, 1 + N, D] float32, class row zero.
+def sincos_table(
+    width: int, grid: tuple[int, int]
+) -> Float32[np.ndarray, "1 {1+grid[0]*grid[1]} {width}"]:
+    """Computes the frozen position table of MAE, the row of the class token zero.
 
     The first half of the channels encodes the column, the second the row; within a half
     all sines come before all cosines (method: MAE's code, computed in float64).

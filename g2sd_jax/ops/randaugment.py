@@ -1,49 +1,56 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""RandAugment on the device: fifteen operations with the integer results of Pillow.
-
-An image is [H, W, C] float32 that holds whole grey levels 0..255, before and after.
-"""
+"""RandAugment on the device: fifteen operations with the integer results of Pillow."""
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, Num
 
 from g2sd_jax import core
+
+Image = Float[Array, "H W c"]  # Whole grey levels 0..255, before and after.
+Scalar = Num[ArrayLike, ""]
+Rows = tuple[tuple[Scalar, Scalar, Scalar], tuple[Scalar, Scalar, Scalar]]
 
 POLICY = re.compile(r"rand-m(\d+(?:\.\d+)?)-mstd(\d+(?:\.\d+)?)-inc1")
 HIGHEST = 10.0  # Of a magnitude.
 
 
-def parse(policy):
-    """(mean, deviation) of the magnitudes of a policy such as rand-m9-mstd0.5-inc1."""
-    found = POLICY.fullmatch(policy)
-    if not found:
+def parse(policy: str) -> tuple[float, float]:
+    """Reads mean and deviation of the magnitudes from, say, rand-m9-mstd0.5-inc1."""
+    match = POLICY.fullmatch(policy)
+    if not match:
         raise ValueError(
             f"config.augment.randaugment={policy!r}: give rand-mMEAN-mstdDEVIATION-inc1"
             ", such as rand-m9-mstd0.5-inc1, or '' for none."
         )
-    mean, deviation = map(float, found.groups())
+    mean, deviation = map(float, match.groups())
     return mean, deviation
 
 
 # Operations that look each level up.
 
 
-def look_up(table, image):
-    """Level by level; `table` [256] or, of each channel its own, [256, C]."""
+def look_up(
+    table: Int[ArrayLike, "256"] | Int[ArrayLike, "256 #c"],
+    image: Float[ArrayLike, "H W c"],
+) -> Float32[ArrayLike, "H W c"]:
+    """Replaces each level by its entry of a table, which may differ by channel."""
     table = table.reshape(256, -1)
     table = jnp.broadcast_to(table, (256, image.shape[-1])).astype(jnp.float32)
     level = image.astype(jnp.int32).reshape(-1, image.shape[-1])
     return jnp.take_along_axis(table, level, axis=0).reshape(image.shape)
 
 
-def auto_contrast(image, _argument):
+def auto_contrast(image: Image, _argument: Scalar) -> Image:
+    """Stretches each channel to 0..255."""
     low, high = (
         bound(image, axis=(0, 1)).astype(jnp.int32)[None]
         for bound in (jnp.min, jnp.max)
@@ -58,8 +65,8 @@ def auto_contrast(image, _argument):
 
 
 @functools.cache
-def short_levels():
-    """Sorted codes (low * 256 + high) * 256 + level where Pillow is one level short.
+def short_levels() -> Int32[np.ndarray, " codes"]:
+    """Lists sorted codes (low * 256 + high) * 256 + level, where Pillow is one short.
 
     It stretches contrast in double precision and cuts the fraction off. Where the exact
     result is whole, the computed one may lie just below: 0.4 % of all the cases.
@@ -75,7 +82,8 @@ def short_levels():
     return np.sort(np.concatenate(codes)).astype(np.int32)
 
 
-def equalize(image, _argument):
+def equalize(image: Image, _argument: Scalar) -> Image:
+    """Equalizes the histogram of each channel."""
     channels = image.shape[-1]
     pixels = image.astype(jnp.int32).reshape(-1, channels)
     counts = jnp.zeros((256, channels), jnp.int32)
@@ -88,34 +96,47 @@ def equalize(image, _argument):
     return look_up(jnp.where(step > 0, table, jnp.arange(256)[:, None]), image)
 
 
-def invert(image, _argument):
+def invert(image: Image, _argument: Scalar) -> Image:
+    """Inverts every level."""
     return 255 - image
 
 
-def posterize(image, bits):
+def posterize(image: Image, bits: Scalar) -> Image:
+    """Keeps the highest bits of every level."""
     # At magnitude 10 the original asks for no bits at all, which Pillow refuses by now.
     step = 2 ** (8 - jnp.maximum(bits.astype(jnp.int32), 1))
     return jnp.floor(image / step) * step
 
 
-def solarize(image, threshold):
+def solarize(image: Image, threshold: Scalar) -> Image:
+    """Inverts the levels from a threshold on."""
     return jnp.where(image < threshold, image, 255 - image)
 
 
-def solarize_add(image, amount):
+def solarize_add(image: Image, amount: Scalar) -> Image:
+    """Adds an amount to the levels below 128."""
     return jnp.where(image < 128, jnp.minimum(image + amount, 255), image)
 
 
-# Operations that blend with a plainer image: 0 is the plain one, 1 the image itself.
+# Operations that blend with a degenerate image, in Pillow's words: 0 is that one, 1 the
+# image itself.
 
 
-def blend(plain, image, factor):
-    """Beyond both ends too; fractions are cut off."""
-    return jnp.floor(jnp.clip(plain + factor * (image - plain), 0, 255))
+def blend(
+    degenerate: Float[ArrayLike, "..."], image: Image, factor: Scalar
+) -> Float[ArrayLike, "H W c"]:
+    """Blends, beyond both ends too; fractions are cut off.
+
+    Args:
+        degenerate: an image, a grey one [H, W, 1], or a level.
+        image: the image itself.
+        factor: share of the image.
+    """
+    return jnp.floor(jnp.clip(degenerate + factor * (image - degenerate), 0, 255))
 
 
-def luma(image):
-    """[H, W, 1] ITU-R 601-2 of three channels; of another number, their mean."""
+def luma(image: Image) -> Float32[ArrayLike, "H W 1"]:
+    """Computes ITU-R 601-2 grey of three channels; of another number, their mean."""
     if image.shape[-1] != 3:
         return jnp.round(image.mean(axis=-1, keepdims=True))
     r, g, b = jnp.split(image.astype(jnp.int32), 3, axis=-1)
@@ -123,37 +144,43 @@ def luma(image):
     return grey.astype(jnp.float32)
 
 
-def color(image, factor):
+def color(image: Image, factor: Scalar) -> Image:
+    """Changes the saturation."""
     return blend(luma(image), image, factor)
 
 
-def contrast(image, factor):
+def contrast(image: Image, factor: Scalar) -> Image:
+    """Changes the distance from the mean grey."""
     grey = luma(image).astype(jnp.int32)
     mean = (2 * grey.sum() + grey.size) // (2 * grey.size)  # Rounded, exactly.
     return blend(mean.astype(jnp.float32), image, factor)
 
 
-def brightness(image, factor):
+def brightness(image: Image, factor: Scalar) -> Image:
+    """Changes the distance from black."""
     return blend(jnp.zeros_like(image), image, factor)
 
 
-def sharpness(image, factor):
-    whole = image.astype(jnp.int32)
-    height, width = whole.shape[:2]
+def sharpness(image: Image, factor: Scalar) -> Image:
+    """Changes the distance from a smoothed image; the border stays."""
+    levels = image.astype(jnp.int32)
+    height, width = levels.shape[:2]
     shifts = [(y, x) for y in range(3) for x in range(3)]
-    total = 4 * whole[1:-1, 1:-1]
+    total = 4 * levels[1:-1, 1:-1]
     for y, x in shifts:
-        total += whole[y : y + height - 2, x : x + width - 2]
+        total += levels[y : y + height - 2, x : x + width - 2]
     smooth = (2 * total + 13) // 26  # Thirteenths, rounded.
-    plain = image.at[1:-1, 1:-1].set(smooth.astype(jnp.float32))  # The border is kept.
-    return blend(plain, image, factor)
+    degenerate = image.at[1:-1, 1:-1].set(smooth.astype(jnp.float32))
+    return blend(degenerate, image, factor)
 
 
 # Operations that move pixels.
 
 
-def affine(image, matrix, fill):
-    """Bicubic samples at `matrix` [2, 3] of the pixel centres (x, y, 1).
+def affine(
+    image: Image, matrix: Float[ArrayLike, "2 3"], fill: Num[ArrayLike, " c"]
+) -> Image:
+    """Samples bicubically at `matrix` times the pixel centres (x, y, 1).
 
     Where a sample lies outside the image, the fill shows. As in Pillow the kernel is
     steeper (a = -1) than that of its resizing, and fractions are cut off.
@@ -177,10 +204,17 @@ def affine(image, matrix, fill):
     )
 
 
-def interpolate(taps, place, axis):
-    """Keys' cubic with a = -1 between the middle two of four taps along an axis.
+def interpolate(
+    taps: Float[ArrayLike, "..."], place: Float[ArrayLike, "..."], axis: int
+) -> Float[ArrayLike, "..."]:
+    """Interpolates between the middle two of four taps by Keys' cubic with a = -1.
 
     As a polynomial, it is exact where the taps are equal; rounded weights are not.
+
+    Args:
+        taps: four along `axis`.
+        place: 0..1 from the second tap to the third.
+        axis: of the taps; the result lacks it.
     """
     a, b, c, d = (jnp.take(taps, i, axis=axis) for i in range(4))
     third = b - a + d - c
@@ -188,25 +222,30 @@ def interpolate(taps, place, axis):
     return b + place * (c - a + place * (second + place * third))
 
 
-def rotate(degrees, height, width):
+def rotate(degrees: Scalar, height: int, width: int) -> Rows:
+    """Returns the rows of `affine` that rotate about the centre."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     x, y = width / 2, height / 2
     return (cos, -sin, x - x * cos + y * sin), (sin, cos, y - x * sin - y * cos)
 
 
-def shear_x(slope, _height, _width):
+def shear_x(slope: Scalar, _height: int, _width: int) -> Rows:
+    """Returns the rows of `affine` that shear along x."""
     return (1.0, slope, 0.0), (0.0, 1.0, 0.0)
 
 
-def shear_y(slope, _height, _width):
+def shear_y(slope: Scalar, _height: int, _width: int) -> Rows:
+    """Returns the rows of `affine` that shear along y."""
     return (1.0, 0.0, 0.0), (slope, 1.0, 0.0)
 
 
-def translate_x(share, _height, width):
+def translate_x(share: Scalar, _height: int, width: int) -> Rows:
+    """Returns the rows of `affine` that shift by a share of the width."""
     return (1.0, 0.0, share * width), (0.0, 1.0, 0.0)
 
 
-def translate_y(share, height, _width):
+def translate_y(share: Scalar, height: int, _width: int) -> Rows:
+    """Returns the rows of `affine` that shift by a share of the height."""
     return (1.0, 0.0, 0.0), (0.0, 1.0, share * height)
 
 
@@ -214,30 +253,32 @@ def translate_y(share, height, _width):
 
 
 class Operation(NamedTuple):
-    """What to do, and how much of it; one of `effect` and `matrix` is given."""
+    """One entry of the policy: it has an `effect` or a `matrix`."""
 
-    argument: Callable  # (magnitude 0..10, sign +-1) -> how much
-    effect: Callable | None = None  # (image, argument) -> image
-    matrix: Callable | None = None  # (argument, height, width) -> rows of `affine`
+    argument: Callable[[Scalar, Scalar], Scalar]  # Of magnitude 0..10 and sign +-1.
+    effect: Callable[[Image, Scalar], Image] | None = None
+    matrix: Callable[[Scalar, int, int], Rows] | None = None  # Of height and width.
 
 
-def unused(magnitude, _sign):
+def unused(magnitude: Scalar, _sign: Scalar) -> Scalar:
+    """Returns the argument of an operation that has none."""
     return jnp.zeros_like(magnitude)
 
 
-def whole(share, magnitude):
-    """Whole levels or bits of `share`, which the highest magnitude takes in full."""
-    return jnp.floor(magnitude / HIGHEST * share)
+def floored(highest: float, magnitude: Scalar) -> Scalar:
+    """Returns whole levels or bits, of which the largest magnitude has `highest`."""
+    return jnp.floor(magnitude / HIGHEST * highest)
 
 
-def factor(magnitude, sign):
+def factor(magnitude: Scalar, sign: Scalar) -> Scalar:
+    """Returns the factor of a blend, 1 +- 0.9 at most."""
     # In hundredths, so that magnitude 9 gives the float nearest to 1.81.
     return (100 + 9 * magnitude * sign) / 100
 
 
-def signed(share):
-    """`share` of the highest magnitude."""
-    return lambda m, sign: m / HIGHEST * share * sign
+def signed(highest: float) -> Callable[[Scalar, Scalar], Scalar]:
+    """Returns an argument of either sign; the largest magnitude has `highest`."""
+    return lambda m, sign: m / HIGHEST * highest * sign
 
 
 OPERATIONS = {
@@ -245,9 +286,9 @@ OPERATIONS = {
     "Equalize": Operation(unused, equalize),
     "Invert": Operation(unused, invert),
     "Rotate": Operation(signed(30), matrix=rotate),
-    "PosterizeIncreasing": Operation(lambda m, _: 4 - whole(4, m), posterize),
-    "SolarizeIncreasing": Operation(lambda m, _: 256 - whole(256, m), solarize),
-    "SolarizeAdd": Operation(lambda m, _: whole(110, m), solarize_add),
+    "PosterizeIncreasing": Operation(lambda m, _: 4 - floored(4, m), posterize),
+    "SolarizeIncreasing": Operation(lambda m, _: 256 - floored(256, m), solarize),
+    "SolarizeAdd": Operation(lambda m, _: floored(110, m), solarize_add),
     "ColorIncreasing": Operation(factor, color),
     "ContrastIncreasing": Operation(factor, contrast),
     "BrightnessIncreasing": Operation(factor, brightness),
@@ -260,8 +301,14 @@ OPERATIONS = {
 EFFECTS = [operation for operation in OPERATIONS.values() if operation.effect]
 
 
-def operate(operation, image, magnitude, sign, fill):
-    """One of OPERATIONS on [H, W, C]; `fill` [C] is what comes in from outside."""
+def operate(
+    operation: Operation,
+    image: Image,
+    magnitude: Scalar,
+    sign: Scalar,
+    fill: Num[ArrayLike, " c"],
+) -> Image:
+    """Applies one of OPERATIONS; `fill` is the colour outside the image."""
     argument = operation.argument(magnitude, sign)
     if operation.effect:
         return operation.effect(image, argument)
@@ -269,9 +316,22 @@ def operate(operation, image, magnitude, sign, fill):
     return affine(image, matrix, fill)
 
 
-def draw(key, count, *, mean, deviation, layers=2):
-    """What happens to each of `count` images: `layers` operations, one after another.
+def draw(
+    key: Key[ArrayLike, ""],
+    count: int,
+    *,
+    mean: float,
+    deviation: float,
+    layers: int = 2,
+) -> dict[str, Array]:
+    """Draws `layers` operations, one after another, for each of `count` images.
 
+    Args:
+        key: of this step.
+        count: how many images.
+        mean: of the magnitudes.
+        deviation: their standard deviation.
+        layers: operations per image.
     Returns:
         `ra_op` int32 (a place in OPERATIONS), `ra_apply` bool (half of them),
         `ra_magnitude` float32 in 0..10 and `ra_sign` (+-1), all [count, layers].
@@ -287,43 +347,78 @@ def draw(key, count, *, mean, deviation, layers=2):
     }
 
 
-def apply(image, draws, fill):
-    """Each image through the operations drawn for it.
+def apply(
+    image: Float[ArrayLike, "B H W c"],
+    draws: Mapping[str, ArrayLike],
+    fill: Num[ArrayLike, " c"],
+) -> Float[ArrayLike, "B H W c"]:
+    """Applies to each image the operations drawn for it.
 
     Args:
-        image: [B, H, W, C] float32 of whole grey levels 0..255.
+        image: whole grey levels 0..255.
         draws: of `draw`; other entries are ignored.
-        fill: [C] grey levels of what comes in from outside.
+        fill: grey levels of the colour outside the images.
     """
     names = ("ra_op", "ra_apply", "ra_magnitude", "ra_sign")
-    each = [draws[name] for name in names]
+    per_image = [draws[name] for name in names]
     # Accelerators do the batch at once, each device its share, in every branch. On CPUs
     # one image after another takes its own branch only: with two layers at 224 x 224
     # on two cores 2 ms per image instead of 21 (52 before `affine` was shared).
     return jax.lax.platform_dependent(
-        image, *each, fill, cpu=one_by_one, default=all_at_once
+        image, *per_image, fill, cpu=one_by_one, default=all_at_once
     )
 
 
-def all_at_once(image, *rest):
-    *each, fill = rest
-    return jax.vmap(lambda *one: layers_of(*one, fill))(image, *each)
+def all_at_once(
+    image: Float[ArrayLike, "B H W c"],
+    op: Int[ArrayLike, "B layers"],
+    use: Bool[ArrayLike, "B layers"],
+    magnitude: Float[ArrayLike, "B layers"],
+    sign: Float[ArrayLike, "B layers"],
+    fill: Num[ArrayLike, " c"],
+) -> Float[ArrayLike, "B H W c"]:
+    """Applies the drawn operations to all images at once, as accelerators do."""
+    per_image = (image, op, use, magnitude, sign)
+    return jax.vmap(lambda *example: apply_layers(*example, fill))(*per_image)
 
 
-def one_by_one(image, *rest):
-    *each, fill = rest
-    return jax.lax.map(lambda one: layers_of(*one, fill), (image, *each))
+def one_by_one(
+    image: Float[ArrayLike, "B H W c"],
+    op: Int[ArrayLike, "B layers"],
+    use: Bool[ArrayLike, "B layers"],
+    magnitude: Float[ArrayLike, "B layers"],
+    sign: Float[ArrayLike, "B layers"],
+    fill: Num[ArrayLike, " c"],
+) -> Float[ArrayLike, "B H W c"]:
+    """Applies the drawn operations to one image after another, as CPUs do."""
+    per_image = (image, op, use, magnitude, sign)
+    return jax.lax.map(lambda example: apply_layers(*example, fill), per_image)
 
 
-def layers_of(image, op, use, magnitude, sign, fill):
-    """[H, W, C] through the operations `op` [layers], those that are to be used."""
+def apply_layers(
+    image: Image,
+    op: Int[ArrayLike, " layers"],
+    use: Bool[ArrayLike, " layers"],
+    magnitude: Float[ArrayLike, " layers"],
+    sign: Float[ArrayLike, " layers"],
+    fill: Num[ArrayLike, " c"],
+) -> Image:
+    """Applies the drawn operations to one image, those that are to be used."""
     for layer in range(len(op)):
-        chosen = (values[layer] for values in (op, use, magnitude, sign))
-        image = one_of_all(image, *chosen, fill)
+        drawn = (values[layer] for values in (op, use, magnitude, sign))
+        image = apply_layer(image, *drawn, fill)
     return image
 
 
-def one_of_all(image, op, use, magnitude, sign, fill):
+def apply_layer(
+    image: Image,
+    op: Int[ArrayLike, ""],
+    use: Bool[ArrayLike, ""],
+    magnitude: Float[ArrayLike, ""],
+    sign: Float[ArrayLike, ""],
+    fill: Num[ArrayLike, " c"],
+) -> Image:
+    """Applies one drawn operation to one image."""
     size = image.shape[:2]
     matrices, places = [], []
     for operation in OPERATIONS.values():
@@ -336,7 +431,7 @@ def one_of_all(image, op, use, magnitude, sign, fill):
             places.append(EFFECTS.index(operation))
     # Under vmap a switch computes every branch, so the five that move pixels share one.
     matrix = jnp.stack(matrices)[op]
-    branches = [functools.partial(operate, each, fill=fill) for each in EFFECTS]
+    branches = [functools.partial(operate, effect, fill=fill) for effect in EFFECTS]
     branches.append(lambda image, _magnitude, _sign: affine(image, matrix, fill))
     branches.append(lambda image, _magnitude, _sign: image)
     place = jnp.where(use, jnp.array(places)[op], len(branches) - 1)

@@ -6,20 +6,21 @@ A table has one row for every offset between two patches, row offsets slowest, a
 more: class token to patch, patch to class token, class token to itself.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int64
 
 EXTRA = 3  # Rows of a table that involve the class token.
 
 
 def rows(grid: tuple[int, int]) -> int:
-    """Length of the table of a grid (rows, columns)."""
+    """Counts the rows of the table of a grid (rows, columns)."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + EXTRA
 
 
-def index(grid: tuple[int, int]) -> np.ndarray:
-    """[1 + N, 1 + N] int64: the table's row for each query (first axis) and key."""
+def index(grid: tuple[int, int]) -> Int64[np.ndarray, "T T"]:
+    """Returns the table's row for each query (first axis) and key."""
     places = np.stack(np.mgrid[: grid[0], : grid[1]]).reshape(2, -1)  # [2, N]
     apart = places[:, :, None] - places[:, None, :]  # Query minus key.
     across = 2 * grid[1] - 1
@@ -30,17 +31,19 @@ def index(grid: tuple[int, int]) -> np.ndarray:
     return result
 
 
-def bias(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """`table[index(grid)]` as attention wants it, without a gather.
+def bias(
+    table: Float[ArrayLike, "rows h"], grid: tuple[int, int]
+) -> Float[ArrayLike, "h T T"]:
+    """Computes `table[index(grid)]`, heads first, without a gather.
 
     A gather of (1 + N)^2 rows, and the scattered sum that is its gradient, are slow on
     accelerators; here every step is a reshape or a slice.
 
     Args:
-        table: [rows(grid), h].
-        grid: (rows, columns) of patches, N in all.
+        table: one row per offset, one column per head.
+        grid: (rows, columns) of patches.
     Returns:
-        [h, 1 + N, 1 + N], query by key.
+        The bias of every head, query by key.
     """
     heads, count = table.shape[-1], grid[0] * grid[1]
     offsets, (to_patch, to_class, to_itself) = table[:-EXTRA].T, table[-EXTRA:]
@@ -54,8 +57,8 @@ def bias(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return jnp.concatenate([first, rest], axis=1)
 
 
-def toeplitz(x: jax.Array) -> jax.Array:
-    """[..., 2n - 1] -> [..., n, n]: entry (i, j) is x[i - j + n - 1].
+def toeplitz(x: Float[ArrayLike, "*shape length"]) -> Float[ArrayLike, "*shape n n"]:
+    """Expands [..., 2n - 1] to [..., n, n]: entry (i, j) is x[i - j + n - 1].
 
     Copies of the reversed x, one longer by padding, shift by one when cut into rows of
     its own length (the "skew" of the Music Transformer).

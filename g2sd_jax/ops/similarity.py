@@ -2,31 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """How alike two networks see the same pictures: linear CKA (arXiv 1905.00414)."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from jaxtyping import Float
 
 
-def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+def linear_cka(x: Float[np.ndarray, "B D"], y: Float[np.ndarray, "B E"]) -> float:
     """Centred kernel alignment of two sets of features: 0 unrelated, 1 alike.
 
     With centred columns it is |y'x|^2 / (|x'x| |y'y|), Frobenius norms: blind to
     rotation and to one common scale, not to the scale of single directions. It is not
-    0 for unrelated features of few pictures; `noise_level` says what it is.
+    0 for unrelated features of few pictures, see `noise_level`.
 
     Args:
-        x: [N, D] features of N pictures.
-        y: [N, E] features of the same pictures.
+        x: features of B pictures.
+        y: features of the same pictures.
     """
-    return float(layerwise([x], [y])[0, 0])
+    return float(layerwise(x[None], y[None])[0, 0])
 
 
-def layerwise(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> np.ndarray:
-    """[len(xs), len(ys)] CKA of every layer of one network with every of another.
+def layerwise(
+    xs: Float[np.ndarray, "layers B D"], ys: Float[np.ndarray, "others B E"]
+) -> Float[np.ndarray, "layers others"]:
+    """Computes CKA of every layer of one network with every layer of another.
 
     Args:
-        xs: [N, D] features, one per layer.
-        ys: [N, E] features of the same pictures, one per layer.
+        xs: features of B pictures, layer by layer.
+        ys: features of the same pictures.
     """
     xs, ys = ([_centred(layer) for layer in layers] for layers in (xs, ys))
     sizes = [[_norm(layer) for layer in layers] for layers in (xs, ys)]
@@ -42,13 +43,13 @@ def layerwise(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def noise_level(count: int, width: int, other: int) -> float:
-    """What CKA is about for independent Gaussian features.
+    """Estimates CKA of independent Gaussian features.
 
     The ratio of the expectations: E|y'x|^2 = m D E and E|x'x|^2 = m D (m + D + 1) with
-    m = N - 1 degrees of freedom after centring.
+    m = B - 1 degrees of freedom after centring.
 
     Args:
-        count: N pictures.
+        count: B pictures.
         width: D.
         other: E.
     """

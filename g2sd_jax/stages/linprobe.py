@@ -1,18 +1,24 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Linear probing: what a frozen encoder already knows (MAE, section 4.2)."""
+"""Linear probing of a frozen encoder (MAE, section 4.2)."""
+
+import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
 from g2sd_jax import core
+from g2sd_jax.evaluators import splits, top1
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
-from g2sd_jax.tasks import classification
-from g2sd_jax.weights import agreement, graft
+from g2sd_jax.tasks import classification, first_batch
+from g2sd_jax.weights import agreement, graft, parts
 
 NEEDS = ("encoder",)
+DISTILLS = ""
 
 
 class Probe(nn.Module):
@@ -38,7 +44,13 @@ class Head(nn.Module):
         return nn.Dense(self.classes, kernel_init=init, name="1")(x)
 
 
-def probe_loss(probe: Probe, params, model_state, features, target):
+def probe_loss(
+    probe: Probe,
+    params: Mapping,
+    model_state: Mapping,
+    features: jax.Array,
+    target: jax.Array,
+) -> tuple[jax.Array, tuple]:
     """Cross-entropy of the probe on features [B, D] against soft targets [B, C]."""
     logits, model_state = probe.apply(
         {"params": params, **model_state}, features, True, mutable=["batch_stats"]
@@ -46,19 +58,19 @@ def probe_loss(probe: Probe, params, model_state, features, target):
     return core.total({"xent": cross_entropy.soft(logits, target)}, model_state)
 
 
-def build(config) -> core.Stage:
+def build(config: ConfigDict) -> core.Stage:
     """Only the head trains; the encoder is the frozen part of the stage."""
     if config.data.classes < 1:
         raise ValueError(
             f"config.data.classes={config.data.classes}: a probe needs the number of "
             "classes of its data."
         )
-    encoder = vit.classifier(config.model, 0, **layers.machine(config))
+    encoder = vit.classifier(config.model, 0, **layers.compute_options(config))
     probe_head = Probe(config.data.classes)
     spec = augment.spec(config, train=True)
-    plain = augment.spec(config, train=False)
+    eval_spec = augment.spec(config, train=False)
 
-    def init(key, batch):
+    def init(key):
         return probe_head.init(key, jax.numpy.zeros((2, encoder.width)), True)
 
     def draw(key, batch):
@@ -70,14 +82,14 @@ def build(config) -> core.Stage:
         return probe_loss(probe_head, params, model_state, features, batch["target"])
 
     def predict(variables, frozen, batch):
-        batch = augment.prepare(batch, {}, plain)
+        batch = augment.prepare(batch, {}, eval_spec)
         features = encoder.apply(frozen, batch["image"]).pooled
         return {"logits": probe_head.apply(variables, features, False)}
 
     def fit(weights):
         if weights is not None:
-            agreement.pictures(weights, config, "config.encoder.checkpoint")
-            agreement.heads(weights, config.model, "config.model")
+            agreement.check_normalisation(weights, config, "config.encoder.checkpoint")
+            agreement.check_heads(weights, config.model, "config.model")
         return lambda key: vit.init(encoder, key)
 
     def frozen():
@@ -86,11 +98,16 @@ def build(config) -> core.Stage:
             fit,
             grid=vit.grid(config.model),
             key="config.encoder.checkpoint",
-            dropped=(*classification.PRETRAINING, r"head.*", r"fc_norm\..*"),
+            dropped=(
+                *parts.PRETRAINING_NAMES,
+                r"head.*",
+                *parts.unread(config.model.pool),
+            ),
         )
 
-    batches = classification.eval_batches(config)
-    evaluator = classification.top1(predict, batches, config.data.classes)
+    eval_split = splits.eval_split(config, classification.READS)
+    batches = splits.batches_from(eval_split, config)
+    evaluator = top1.top1(predict, batches, config.data.classes)
     return core.Stage(
         init,
         draw,
@@ -98,5 +115,11 @@ def build(config) -> core.Stage:
         frozen,
         augment=lambda batch, draws: augment.prepare(batch, draws, spec),
         evaluators={"eval": evaluator._replace(frozen=True)},
+        classes=lambda: eval_split().classes,
         describe=dict(vit.describe(config), kind="probe"),
+        reads=classification.READS,
+        picture=first_batch.class_picture(config.augment.smoothing),
+        summarise=functools.partial(
+            first_batch.class_lines, config, evaluation=eval_split
+        ),
     )

@@ -1,30 +1,46 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Specific distillation for semantic segmentation (G2SD, stage 2)."""
+"""Specific distillation for semantic segmentation (G2SD, stage 2).
 
-from g2sd_jax import core, tasks
+On pictures without label maps (`config.data.labels=""`) the student learns the
+teacher's answers alone.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from g2sd_jax import core, errors, tasks
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, upernet, vit
-from g2sd_jax.ops import label_maps
+from g2sd_jax.ops import label_maps, resize
 from g2sd_jax.stages import finetune
-from g2sd_jax.tasks import segmentation
-from g2sd_jax.weights import agreement, graft, loading
+from g2sd_jax.tasks import first_batch, segmentation
+from g2sd_jax.weights import agreement, graft, loading, parts
 
 NEEDS = ("task", "teacher", "distill")
+DISTILLS = "specific"
+TEACHER_ACCURACY = "teacher/accuracy_of_all_pixels_of_first_batch"
+TEACHER_CHANCE = f"{TEACHER_ACCURACY}_by_chance"
 LOSSES = {  # and the keys each reads
     "cwd": ("weight", "temperature"),
     "kl": ("weight", "temperature", "reduction"),
 }
 
 
-def build(config) -> core.Stage:
+def build(config: ConfigDict) -> core.Stage:
     """Fine-tuning, and a fine-tuned teacher's logits on the same distorted crops."""
-    said = config.distill
-    kind = core.one_of("config.distill.loss", said.loss, LOSSES)
+    distillation = config.distill
+    kind = errors.one_of("config.distill.loss", distillation.loss, LOSSES)
     because = f"config.distill.loss={kind} (specific_seg:loss={kind} has them)"
-    core.require(said, "config.distill", LOSSES[kind], because)
+    errors.require(distillation, "config.distill", LOSSES[kind], because)
+    labelled = config.data.get("labels", "fake") != ""
     if kind == "kl":
-        core.one_of("config.distill.reduction", said.reduction, distill.REDUCTIONS)
+        errors.one_of(
+            "config.distill.reduction", distillation.reduction, distill.REDUCTIONS
+        )
     task = tasks.build(config)
     # In inference mode: its own batch statistics, nothing dropped, no auxiliary head.
     teacher = upernet.segmentor(
@@ -32,15 +48,16 @@ def build(config) -> core.Stage:
         config.data.classes,
         "config.teacher.model",
         aux=False,
-        **layers.machine(config),
+        **layers.compute_options(config),
     )
-    seen = teacher.backbone
-    if (seen.image_size, seen.patch) != (
+    backbone = teacher.backbone
+    if (backbone.image_size, backbone.patch) != (
         tuple(config.model.image_size),
         vit.size(config.model).patch,
     ):
         raise ValueError(
-            f"config.teacher.model sees {seen.image_size} in patches of {seen.patch}, "
+            f"config.teacher.model sees {backbone.image_size} in patches of "
+            f"{backbone.patch}, "
             f"config.model {tuple(config.model.image_size)} in patches of "
             f"{vit.size(config.model).patch}; their logits are compared pixel by pixel."
         )
@@ -50,16 +67,19 @@ def build(config) -> core.Stage:
         logits = teacher.apply(frozen, batch["image"], False).logits
         variables = {"params": params, **model_state}
         outputs, model_state = task.forward(variables, batch, draws)
-        terms = {**task.terms(outputs, batch), kind: distilled(outputs.logits, logits)}
+        terms = task.terms(outputs, batch) if labelled else {}
+        terms = {**terms, kind: distilled(outputs.logits, logits)}
         return core.total(terms, model_state)
 
     def distilled(logits, teacher_logits):
         # At stride 4, before any enlargement.
-        keys = dict(temperature=said.temperature)
+        keys = dict(temperature=distillation.temperature)
         if kind == "cwd":
-            return said.weight * distill.channel_wise(logits, teacher_logits, **keys)
-        keys["reduction"] = said.reduction
-        return said.weight * distill.class_wise(logits, teacher_logits, **keys)
+            return distillation.weight * distill.channel_wise(
+                logits, teacher_logits, **keys
+            )
+        keys["reduction"] = distillation.reduction
+        return distillation.weight * distill.class_wise(logits, teacher_logits, **keys)
 
     def frozen():
         model, where = config.teacher.model, "config.teacher.model"
@@ -67,7 +87,7 @@ def build(config) -> core.Stage:
             config.teacher.checkpoint,
             fit,
             grid=vit.grid(model, where),
-            rename=lambda weights: segmentation.renamed(
+            rename=lambda weights: segmentation.rename_weights(
                 weights, "teacher", model, where
             ),
             dropped=(segmentation.AUXILIARY,),
@@ -76,25 +96,68 @@ def build(config) -> core.Stage:
     def fit(weights):
         if weights is not None:
             check_teacher(weights, config.data.classes)
-            agreement.pictures(weights, config, "config.teacher.checkpoint")
-            agreement.classes(weights, task.classes, "config.teacher.checkpoint")
+            agreement.check_normalisation(weights, config, "config.teacher.checkpoint")
+            agreement.check_epsilon(
+                weights, config.teacher.model, "config.teacher.model"
+            )
+        if weights is not None and labelled:
+            agreement.check_classes(weights, task.classes, "config.teacher.checkpoint")
         return lambda key: upernet.init(teacher, key)
 
     def probe(frozen, batch):
-        plain = label_maps.spec(config, train=False)
-        batch = label_maps.prepare(batch, {}, plain)
+        eval_spec = label_maps.spec(config, train=False)
+        batch = label_maps.prepare(batch, {}, eval_spec)
         logits = teacher.apply(frozen, batch["image"], False).logits
         accuracy = 100 * cross_entropy.pixel_accuracy(logits, batch["label_map"])
-        return {"teacher/accuracy_of_all_pixels_of_first_batch": accuracy}
+        by_chance = 100 * chance_agreement(logits, batch["label_map"])
+        return {TEACHER_ACCURACY: accuracy, TEACHER_CHANCE: by_chance}
 
-    return finetune.from_task(task)._replace(loss=loss, frozen=frozen, probe=probe)
+    def warning(accuracy):
+        return (
+            f"the teacher names {accuracy:.1f} % of the pixels of the first batch, "
+            "little more than the same answers at shuffled pixels would: "
+            f"{config.teacher.checkpoint} has no trained decode head, or numbers its "
+            "classes differently (config.data.reduce_zero_label)."
+        )
+
+    chance = core.Chance(
+        100 / config.data.classes,
+        warning,
+        higher_is_better=True,
+        unit="%",
+        metric=TEACHER_CHANCE,
+    )
+    stage = finetune.from_task(task)._replace(loss=loss, frozen=frozen)
+    if labelled:
+        return stage._replace(probe=probe, chance={TEACHER_ACCURACY: chance})
+    return stage._replace(
+        chance={},
+        evaluators={},
+        summarise=functools.partial(first_batch.unlabelled_lines, ["decode", "aux"]),
+        indivisible=None,  # Only the labels' loss may be.
+    )
+
+
+def chance_agreement(logits: jax.Array, label_map: jax.Array) -> jax.Array:
+    """The pixel accuracy that shuffled answers would have (Cohen, 1960).
+
+    One class for every pixel has exactly this accuracy, whichever class it is: answers
+    that are not above it say nothing of the picture.
+
+    Args:
+        logits: [B, h, w, C], resized to the label maps.
+        label_map: [B, H, W] classes; pixels of no class are wrong, as in the accuracy.
+    """
+    logits = resize.bilinear(logits, label_map.shape[1:])
+    classes = jnp.arange(logits.shape[-1])[None, None, None]
+    share = lambda labels: (labels[..., None] == classes).mean(axis=(0, 1, 2))
+    return (share(logits.argmax(axis=-1)) * share(label_map)).sum()
 
 
 def check_teacher(weights: loading.Weights, classes: int) -> None:
-    """Refuses a file without decode head, whose logits would be those of random ones.
+    """Refuses a file without decode head, or with another number of classes.
 
-    And one that knows another number of classes than the data: names are compared by
-    `agreement.classes`, but few files have them.
+    Names of classes are compared by `agreement.check_classes`, but few files have them.
     """
     if not segmentation.has_head(weights):
         raise ValueError(
@@ -102,11 +165,11 @@ def check_teacher(weights: loading.Weights, classes: int) -> None:
             "Specific distillation needs a fine-tuned segmentor: use the workdir of a "
             "finetune:task=segmentation run, or a published segmentation checkpoint."
         )
-    known = len(weights.arrays[f"{loading.CONV_SEG}.weight"])
-    if known != classes:
+    trained = weights.classes(parts.PIXEL_HEAD)
+    if trained != classes:
         raise ValueError(
-            f"config.teacher.checkpoint={weights.source!r} knows {known} classes, but "
-            f"config.data.classes={classes}: channel by channel, its logits would be "
-            "taken for those of others. Use a teacher of these classes, or its classes "
-            "(and its config.data.ignore and reduce_zero_label)."
+            f"config.teacher.checkpoint={weights.source!r} knows {trained} classes, "
+            f"but config.data.classes={classes}: channel by channel, its logits would "
+            "be taken for those of others. Use a teacher of these classes, or its "
+            "classes (and its config.data.ignore and reduce_zero_label)."
         )

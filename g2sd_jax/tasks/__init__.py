@@ -1,22 +1,38 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished network is for; `config.task` names the file.
+"""What a finished network is for; `config.task` names the module.
 
-A task has `build(config) -> core.Task`, and `NEEDS`, the keys its recipe has beside
-those of its stage.
+A task has `build(config) -> core.Task`; `NEEDS`, the keys its recipe has beside those
+of its stage; and `RECIPE`, that of its fine-tuning, shipped or the path of a file.
 """
 
 import importlib
+import types
 
-from g2sd_jax import core
+from ml_collections import ConfigDict
 
-TASKS = ("classification", "segmentation")
+from g2sd_jax import core, errors
+
+# Value of `config.task`: the module, imported when it is asked for.
+TASKS = {
+    "classification": f"{__name__}.classification",
+    "segmentation": f"{__name__}.segmentation",
+    "detection": f"{__name__}.detection",
+}
 
 
-def build(config) -> core.Task:
-    """The `Task` of the file that `config.task` names."""
-    name = core.one_of("config.task", config.task, TASKS)
-    task = importlib.import_module(f"g2sd_jax.tasks.{name}")
-    because = f"config.task={name} (the recipe finetune:task={name} has them)"
-    core.require(config, "config", task.NEEDS, because)
+def build(config: ConfigDict) -> core.Task:
+    """The `Task` of the module that `config.task` names."""
+    task = _module(config.task)
+    because = f"config.task={config.task} (the recipe {task.RECIPE} has them)"
+    errors.require(config, "config", task.NEEDS, because)
     return task.build(config)
+
+
+def recipe(name: str) -> str:
+    """The recipe of fine-tuning for the task of that name."""
+    return _module(name).RECIPE
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(errors.lookup("config.task", name, TASKS))

@@ -1,50 +1,64 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Naming every pixel: shared by fine-tuning and specific distillation."""
+"""Semantic segmentation, as fine-tuning and specific distillation share it."""
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from g2sd_jax import core, parallel
+from g2sd_jax import core, errors, label_values, parallel
+from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import order
+from g2sd_jax.evaluators import confusion, sliding, splits
 from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, upernet, vit
 from g2sd_jax.ops import label_maps
-from g2sd_jax.tasks import classification, confusion, sliding
-from g2sd_jax.weights import agreement, graft, loading, segmentors
+from g2sd_jax.tasks import classification, first_batch
+from g2sd_jax.weights import agreement, graft, loading, parts, segmentor_names
 
 NEEDS = ("init_from", "loss", "inference")
+RECIPE = "finetune:task=segmentation"
+READS = ("label_map",)
 
 # What an encoder's file cannot hold of a segmentor, and what this one has no use for.
 AUXILIARY = r"auxiliary_head\..*"
 HEADS = (r"decode_head\..*", AUXILIARY, r"backbone\.fpn\d\..*")
 OF_BLOCKS = (r".*\.gamma_\d", r".*\.relative_position_bias_table")
-UNUSED = (*classification.PRETRAINING, r"(fc_)?norm\..*", r"head(_dist)?\..*")
+UNUSED = (*parts.PRETRAINING_NAMES, r"(fc_)?norm\..*", r"head(_dist)?\..*")
 UNUSED += ("dist_token",)
 
 
-def build(config) -> core.Task:
+def build(config: ConfigDict) -> core.Task:
     """The segmentation `Task` of `config.model` and `config.data.classes`."""
-    if not 1 <= config.data.classes <= cross_entropy.IGNORED:
+    if not 1 <= config.data.classes <= label_values.IGNORED:
         raise ValueError(
             f"config.data.classes={config.data.classes}: a label map holds 1 to 255 "
             "classes, numbered from 0; 255 is for pixels that are ignored."
         )
-    core.one_of("config.loss.divisor", config.loss.divisor, cross_entropy.DIVISORS)
+    if config.data.get("labels", "fake") == "" and "teacher" not in config:
+        raise ValueError(
+            "config.data.labels='' leaves nothing to learn from: without label maps a "
+            "segmentor learns of a teacher, in specific_seg."
+        )
+    errors.one_of("config.loss.divisor", config.loss.divisor, cross_entropy.DIVISORS)
     weight = config.loss.auxiliary
     if weight and not config.model.aux_width:
         raise ValueError(
             f"config.loss.auxiliary={weight} weighs the loss of a head that "
             "config.model.aux_width=0 leaves out; give it channels, or a weight of 0.0."
         )
-    machine = layers.machine(config)
     model = upernet.segmentor(
-        config.model, config.data.classes, aux=weight > 0, **machine
+        config.model,
+        config.data.classes,
+        aux=weight > 0,
+        **layers.compute_options(config),
     )
-    spec, plain = (label_maps.spec(config, train) for train in (True, False))
+    spec, eval_spec = (label_maps.spec(config, train) for train in (True, False))
+    eval_split = splits.eval_split(config, READS)
 
     def draw(key, batch):
         keys = core.stream_keys(key, "augment", "drop_path", "dropout", "aux_dropout")
@@ -76,21 +90,24 @@ def build(config) -> core.Task:
             label_map=batch["label_map"],
             divisor=config.loss.divisor,
         )
-        found = {"decode": loss(outputs.logits)}
+        losses = {"decode": loss(outputs.logits)}
         if weight:
-            found["aux"] = weight * loss(outputs.auxiliary)
-        return found
+            losses["aux"] = weight * loss(outputs.auxiliary)
+        return losses
 
     def predict(variables, frozen, batch):
-        image = label_maps.prepare(batch, {}, plain)["image"]
+        image = label_maps.prepare(batch, {}, eval_spec)["image"]
         return {"logits": model.apply(variables, image, False).logits}
 
-    held_out = classification.eval_split(config)
     evaluator = confusion.evaluator(
-        predict, windows_of(held_out, config), config.data.classes, answers
+        predict,
+        window_batches(eval_split, config),
+        config.data.classes,
+        answered_label_maps,
+        rate_unit="windows",
     )
     return core.Task(
-        init=lambda key, batch: upernet.init(model, key),
+        init=lambda key: upernet.init(model, key),
         draw=draw,
         forward=forward,
         terms=terms,
@@ -98,62 +115,95 @@ def build(config) -> core.Task:
         evaluators={"eval": evaluator},
         warm_start=lambda variables: warm_start(variables, config),
         describe=upernet.describe(config),
-        classes=lambda: held_out().classes,
+        classes=lambda: eval_split().classes,
+        reads=READS,
+        picture=first_batch.label_map_picture,
+        summarise=functools.partial(
+            first_batch.label_map_lines, config, evaluation=eval_split
+        ),
+        indivisible=indivisible(config.loss.divisor),
+        # With config.loss.divisor=all it is less, by the share of ignored pixels.
+        chance={"decode": classification.chance_of_cross_entropy(config.data.classes)},
     )
 
 
-def warm_start(variables, config):
-    """Grafts a pre-trained encoder, whose heads are fresh, or a whole segmentor."""
+def indivisible(divisor: str) -> str | None:
+    """Why the mean over micro-batches is not the mean over the batch, if it is not."""
+    if divisor == "all":
+        return None
+    return (
+        f"config.loss.divisor={divisor} divides by the pixels of the whole batch that "
+        "count, which no micro-batch knows"
+    )
+
+
+def warm_start(variables: Mapping, config: ConfigDict) -> Mapping:
+    """Grafts a pre-trained encoder, whose heads are fresh, or a complete segmentor."""
     if not config.init_from:
         return variables
     weights = loading.read(config.init_from, "config.init_from")
-    agreement.pictures(weights, config, "config.init_from")
-    weights = renamed(weights, "student", config.model, "config.model")
+    agreement.check_normalisation(weights, config, "config.init_from")
+    agreement.check_epsilon(weights, config.model, "config.model")
+    weights = rename_weights(weights, "student", config.model, "config.model")
     grid = vit.grid(config.model)
     if has_head(weights):
         unread = () if "auxiliary_head" in variables["params"] else (AUXILIARY,)
         return graft.onto(variables, weights, grid=grid, dropped=unread)
-    held = [name for name in weights.arrays if graft.matching([name], OF_BLOCKS)]
-    fresh = HEADS if held else (*HEADS, *OF_BLOCKS)
+    has_blocks = any(graft.matching([name], OF_BLOCKS) for name in weights.arrays)
+    fresh = HEADS if has_blocks else (*HEADS, *OF_BLOCKS)
     return graft.onto(variables, weights, grid=grid, fresh=fresh, dropped=UNUSED)
 
 
-def renamed(weights, who: str, model, where: str) -> loading.Weights:
-    """The weights of one of a file's segmentors, or of its encoder, by our names."""
+def rename_weights(
+    weights: loading.Weights, who: str, model: ConfigDict, where: str
+) -> loading.Weights:
+    """The weights of one of a file's segmentors, or of its encoder, by our names.
+
+    Args:
+        weights: of a file.
+        who: student or teacher, where the file holds both.
+        model: the group of the config that describes it.
+        where: the group's name, for errors.
+    """
     patch = vit.size(model, where).patch
-    arrays = segmentors.rename(weights.arrays, who, patch)
+    arrays = segmentor_names.rename(weights.arrays, who, patch)
     return dataclasses.replace(weights, arrays=arrays)
 
 
 def has_head(weights: loading.Weights) -> bool:
-    return f"{loading.CONV_SEG}.weight" in weights.arrays
+    """Whether a file holds a segmentor and not an encoder alone."""
+    return weights.classes(parts.PIXEL_HEAD) is not None
 
 
-def windows_of(dataset, config):
-    """() -> batches of windows of `dataset()`, equally many on every host."""
+def window_batches(
+    dataset: Callable[[], datasets.Dataset], config: ConfigDict
+) -> Callable[[], Iterator]:
+    """Makes `() -> batches` of the windows of a split, equally many on every host."""
     plan = sliding.plan(config)
 
     def batches():
         hosts = jax.process_index(), jax.process_count()
         rows = config.batch // hosts[1]
-        # Only originals are judged.
-        judged = dataset()._replace(fetch=lambda indices, epoch=None: {})
-        for _, examples in order.eval_batches(judged, config.batch, *hosts):
+        # Only originals are evaluated.
+        originals = dataset()._replace(fetch=lambda indices, epoch=None: {})
+        for _, examples in order.eval_batches(originals, config.batch, *hosts):
             # What cannot be read is {}.
             scenes = [sliding.Scene(example, plan) for example in examples if example]
             windows = [(scene, at) for scene in scenes for at in scene.windows]
             mine = dict(rounds=np.int64(-(-len(windows) // rows)))
             everyone = parallel.gather_states(mine)
             for turn in range(int(max(state["rounds"] for state in everyone))):
-                held = windows[turn * rows : (turn + 1) * rows]
-                pixels = [scene.windows[at] for scene, at in held]
-                yield sliding.padded(pixels, rows, plan, config.model.channels), held
+                chosen = windows[turn * rows : (turn + 1) * rows]
+                pixels = [scene.windows[at] for scene, at in chosen]
+                yield sliding.padded(pixels, rows, plan, config.model.channels), chosen
 
     return batches
 
 
-def answers(outputs, windows):
-    """(answer, truth) of every picture whose last window is among these."""
+def answered_label_maps(
+    outputs: Mapping, windows: Sequence[tuple[sliding.Scene, tuple]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (answer, truth), label maps [H, W], of every picture that is complete."""
     for logits, (scene, at) in zip(outputs["logits"], windows, strict=False):
         if scene.add(at, logits):
             yield scene.answer(), scene.truth

@@ -2,29 +2,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of pictures, in a file: `g2sd embed --workdir=DIR --out=FILE.npz`.
 
-Every patch is seen, whatever the mask of the stage. `g2sd probe` judges such files.
+No patch is hidden, whatever the mask of the stage. `g2sd probe` judges such files.
 """
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from g2sd_jax import cli, core
+from g2sd_jax import command, errors, finished, kinds
 from g2sd_jax.data import order, source
 from g2sd_jax.models import features
 from g2sd_jax.ops import augment
-from g2sd_jax.tools import finished, predict
 
 SPLITS = ("train", "eval")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser("embed")
+    parser = command.Parser("embed")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="instead of a split")
-    parser.add_argument("--out", required=True, help="FILE.npz or FILE.parquet")
+    parser.add_argument(
+        "--out",
+        type=command.output_file,
+        required=True,
+        help="FILE.npz or FILE.parquet",
+    )
     parser.add_argument("--split", default="eval", help="train or eval: the config's")
     parser.add_argument(
         "--layer", default="last", help="a block, counted from 1, or last (after norms)"
@@ -33,38 +37,48 @@ def main(argv: Sequence[str]) -> int:
         "--token", default="", help="class or patches (their mean); default: the head's"
     )
     args = finished.parse(parser, argv)
-    write = writer(args.out)
-    found = embed(args.finished, args.images, args.split, args.layer, args.token)
-    write(args.out, found)
-    shape = found["features"].shape
-    print(f"{args.out}: {shape[0]} x {shape[1]} features, {found['what']}")
+    ending = os.path.splitext(args.out)[1]
+    write = errors.lookup("--out: the ending", ending, WRITERS)
+    embedding = embed(args.finished, args.images, args.split, args.layer, args.token)
+    write(args.out, embedding)
+    count, width = embedding["features"].shape
+    print(f"{args.out}: {count} x {width} features, {embedding['what']}")
     return 0
 
 
-def embed(model: finished.Finished, images=(), split="eval", layer="last", token=""):
-    """A dict of `features` [N, D] float32, `index`, perhaps `label`, and `what`.
+def embed(
+    model: kinds.Finished,
+    images: Sequence[str] = (),
+    split: str = "eval",
+    layer: str = "last",
+    token: str = "",
+) -> dict:
+    """Computes the features of pictures.
 
     Args:
-        model: whose encoder sees.
+        model: whose encoder is used.
         images: files; () takes a split of the config's data.
         split: train or eval, that is `config.data.train_split` or `eval_split`.
         layer: last, or a block counted from 1.
         token: class, patches, or "" for the one the model was made for.
+    Returns:
+        A dict of `features` [N, D] float32, `index` [N], `label` [N] of a labelled
+        split, `what` (a description), `files` and `class_names`.
     """
     encode, what = encoder(model, layer, token)
     variables = jax.device_put(model.variables)
-    ask = jax.jit(
+    apply = jax.jit(
         lambda variables, batch: encode(
             variables, augment.prepare(batch, {}, model.spec)["image"]
         )
     )
     rows = []
-    for batch in pictures_of(model, images, split):
+    for batch in batches_of(model, images, split):
         valid = batch.pop("valid")
         label = batch.pop("label", None)
-        found = {"features": ask(variables, batch), "index": batch["index"]}
-        found |= {"label": label} if label is not None else {}
-        rows.append({key: np.asarray(value)[valid] for key, value in found.items()})
+        row = {"features": apply(variables, batch), "index": batch["index"]}
+        row |= {"label": label} if label is not None else {}
+        rows.append({key: np.asarray(value)[valid] for key, value in row.items()})
     joined = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     names = model.describe.get("class_names") or ()
     return dict(
@@ -75,47 +89,53 @@ def embed(model: finished.Finished, images=(), split="eval", layer="last", token
     )
 
 
-def pictures_of(model: finished.Finished, images, split: str):
+def batches_of(
+    model: kinds.Finished, images: Sequence[str], split: str
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the files, or of the split in its own order."""
     if images:
-        return (batch for batch, _ in predict.batches(model, images))
-    core.one_of("--split", split, SPLITS)
+        return (batch for batch, _ in model.batches(images))
+    errors.one_of("--split", split, SPLITS)
     config = model.config
     dataset = source.load(config, config.data[f"{split}_split"], evaluate=True)
     return (dict(batch) for batch, _ in order.eval_batches(dataset, config.batch))
 
 
-def encoder(model: finished.Finished, layer: str, token: str):
-    """(variables, image) -> [B, D], and in words what that is."""
+def encoder(
+    model: kinds.Finished, layer: str, token: str
+) -> tuple[Callable[[dict, jax.Array], jax.Array], str]:
+    """(variables, image [B, H, W, C]) -> features [B, D], and their description.
+
+    Args:
+        model: whose encoder is used.
+        layer: last, or a block counted from 1.
+        token: class, patches, or "" for the one the model was made for.
+    """
     module = model.model()
-    token = token or features.own_token(module)
-    core.one_of("--token", token, features.TOKENS)
+    token = token or features.default_token(module)
+    errors.one_of("--token", token, features.TOKENS)
     what = {"class": "class token", "patches": "mean of the patches"}[token]
     if layer == "last":
-        encode = lambda variables, image: features.last(module, variables, image, token)
-        return encode, f"{what}, end of the encoder"
+        last = lambda variables, image: features.last(module, variables, image, token)
+        return last, f"{what}, end of the encoder"
     if not (layer.isdigit() and 1 <= int(layer) <= module.depth):
         raise ValueError(
             f"--layer={layer!r}: this encoder has blocks 1 to {module.depth}; or last."
         )
-    at = int(layer) - 1
-    encode = lambda variables, image: features.blocks(module, variables, image, token)[
-        at
-    ]
-    return encode, f"{what}, after block {layer}"
+
+    def block(variables, image):
+        return features.blocks(module, variables, image, token)[int(layer) - 1]
+
+    return block, f"{what}, after block {layer}"
 
 
-def writer(path: str):
-    """(path, found) -> None for the file's ending."""
-    return core.lookup("--out: the ending", os.path.splitext(path)[1], WRITERS)
+def write_npz(path: str, embedding: Mapping) -> None:
+    """Writes every entry under its name."""
+    np.savez(path, **embedding)
 
 
-def write_npz(path: str, found) -> None:
-    np.savez(path, **found)
-
-
-def write_parquet(path: str, found) -> None:
-    """One row per picture; features as a list of float32."""
+def write_parquet(path: str, embedding: Mapping) -> None:
+    """Writes one row per picture; features as a list of float32."""
     try:
         arrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -124,12 +144,12 @@ def write_parquet(path: str, found) -> None:
             f"--out={path}: parquet takes pyarrow: pip install 'g2sd_jax[parquet]', or "
             "write an .npz."
         ) from None
-    columns = {key: found[key] for key in ("index", "label") if key in found}
-    columns["features"] = list(found["features"])
-    if len(found["files"]):
-        columns["file"] = found["files"]
-    names = "\n".join(found["class_names"])
-    meta = {"what": found["what"], "class_names": names}
+    columns = {key: embedding[key] for key in ("index", "label") if key in embedding}
+    columns["features"] = list(embedding["features"])
+    if len(embedding["files"]):
+        columns["file"] = embedding["files"]
+    names = "\n".join(embedding["class_names"])
+    meta = {"what": embedding["what"], "class_names": names}
     parquet.write_table(arrow.table(columns).replace_schema_metadata(meta), path)
 
 

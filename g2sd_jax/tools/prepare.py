@@ -8,26 +8,36 @@ lose is in `data/packing.py`. Killed at any time, the same command goes on where
 and ends with the same bytes.
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import PIL
 import tqdm
 from PIL import features
 
-from g2sd_jax import cli, core, recipes
-from g2sd_jax.data import copies, folder, packing, packs, prepared, source, threads
+from g2sd_jax import command, errors, json_files, recipes
+from g2sd_jax.data import (
+    copies,
+    encoded,
+    folder,
+    packing,
+    packs,
+    prepared,
+    source,
+    threads,
+)
 
-LEAST_PACK, MOST_PACKS = 4096, 256  # Pictures; files that stay open while training.
+LEAST_PACK = 4096  # Pictures.
+MOST_PACKS = 256  # Files that stay open while training.
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser("prepare")
+    parser = command.Parser("prepare")
     add = parser.add_argument
     add("--source", help="a folder, a tar, or tfds:NAME; not with --verify alone")
     add("--out", required=True, help="folder of the copy, made if it is not there")
@@ -45,16 +55,16 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     check(args)
     if args.source is None:
-        verify(Path(args.out).expanduser())
+        verify(Path(args.out))
     else:
         run(args)
     return 0
 
 
-def check(args) -> None:
-    """Refuses what is no number or name that the options take."""
-    core.one_of("--format", args.format, ("jpeg", "raw"))
-    core.one_of("--chroma", args.chroma, packing.CHROMA)
+def check(args: argparse.Namespace) -> None:
+    """Refuses values that an option does not take."""
+    errors.one_of("--format", args.format, ("jpeg", "raw"))
+    errors.one_of("--chroma", args.chroma, packing.CHROMA)
     for name, low, high in (
         ("size", 1, 65_500),  # JPEG's own limit.
         ("quality", 1, 100),
@@ -73,68 +83,78 @@ def check(args) -> None:
 
 
 def verify(out: Path) -> None:
-    """Reads a finished copy whole and compares every checksum."""
+    """Reads all of a finished copy and compares every checksum."""
     manifest = prepared.read_manifest(out)
     files = [
         file
         for split in manifest["splits"].values()
-        for file in prepared.check(out, split)
+        for file in prepared.check_packs(out, split)
     ]
     for file in tqdm.tqdm(files, "verify", unit="file", disable=None):
         packs.verify(file)
     print(f"{out}: all {len(files)} packs are as they were written.", flush=True)
 
 
-def run(args) -> None:
-    """Makes what is missing of the copy, then writes its manifest."""
-    out, splits = Path(args.out).expanduser(), sets(args)
-    job = describe(args, splits)
-    with claimed(out, job) as job:
-        told = {}
-        ways = dict(workers=args.workers, verify=args.verify)
-        ways |= dict(max_bad_share=args.max_bad_share)
+def run(args: argparse.Namespace) -> None:
+    """Writes the packs that are missing of the copy, then its manifest."""
+    out, splits = Path(args.out), open_splits(args)
+    job = describe_job(args, splits)
+    with claim(out, job) as job:
+        entries = {}
         try:
             for split, examples in splits.items():
                 (out / split).mkdir(exist_ok=True)
-                told[split] = copies.make_split(out, split, examples, job, **ways)
-            copies.finish(out, job, told)
-        except OSError as error:  # Of writing: a picture's own is listed as unreadable.
+                entries[split] = copies.make_split(
+                    out,
+                    split,
+                    examples,
+                    job,
+                    workers=args.workers,
+                    max_bad_share=args.max_bad_share,
+                    verify=args.verify,
+                )
+            copies.finish(out, job, entries)
+        except OSError as error:  # Of writing: one of reading is listed as unreadable.
             raise ValueError(
                 f"--out={out}: {error.strerror or error}; finished packs are kept. "
                 "Make room, or mend what stands in the way, and run the same again."
             ) from error
-    for split, about in told.items():
+    for split, entry in entries.items():
         print(
-            f"{split}: {about['count']} pictures of {len(about['classes'])} classes, "
-            f"{about['unreadable']} unreadable, "
-            f"{sum(pack['bytes'] for pack in about['packs']) / 1e6:.1f} MB",
+            f"{split}: {entry['count']} pictures of {len(entry['classes'])} classes, "
+            f"{entry['unreadable']} unreadable, "
+            f"{sum(pack['bytes'] for pack in entry['packs']) / 1e6:.1f} MB",
             flush=True,
         )
     print(f"Train with --config.data.source=prepared --config.data.path={out}")
 
 
-def sets(args) -> dict:
-    """The splits to be packed, as random access to encoded pictures."""
+def open_splits(args: argparse.Namespace) -> dict[str, encoded.Encoded]:
+    """Opens the splits to be packed."""
     name = args.source if args.source.startswith("tfds:") else "folder"
     overrides = {"source": name, "path": args.source, "data_dir": args.data_dir}
     overrides |= {"hold_out": args.hold_out, "classes": 0}
     overrides = {f"data.{key}": value for key, value in overrides.items()}
     config = recipes.load("pretrain", overrides)
-    found = {}
+    splits = {}
     for split in args.splits.split(","):
-        held = source.files(config, split)
-        root = str(folder.located(config, split)) if name == "folder" else ""
-        found[split] = held._replace(name=named_below(root, held.name))
-    return found
+        files = source.files(config, split)
+        for note in files.notes:
+            print(note, flush=True)
+        root = str(folder.locate(config, split)) if name == "folder" else ""
+        splits[split] = files._replace(name=relative_names(root, files.name))
+    return splits
 
 
-def named_below(root, name):
-    """Names without where the set lies, which may change."""
+def relative_names(root: str, name: Callable[[int], str]) -> Callable[[int], str]:
+    """Names without the path of the set, which may change."""
     return lambda index: name(index).removeprefix(root).lstrip("/:")
 
 
-def describe(args, splits) -> dict:
-    """What decides the bytes of the copy; a copy is only continued by the same."""
+def describe_job(
+    args: argparse.Namespace, splits: Mapping[str, encoded.Encoded]
+) -> dict:
+    """The values that decide the bytes of a copy, which only an equal job continues."""
     largest = max(examples.count for examples in splits.values())
     return dict(
         source=args.source,
@@ -145,12 +165,12 @@ def describe(args, splits) -> dict:
         pack=args.pack or max(LEAST_PACK, -(-largest // MOST_PACKS)),
         made_with=f"Pillow {PIL.__version__}, "
         f"libjpeg-turbo {features.version('libjpeg_turbo')}",
-        splits={split: listing(examples) for split, examples in splits.items()},
+        splits={split: summarise(examples) for split, examples in splits.items()},
     )
 
 
-def listing(examples) -> dict:
-    """How many examples there are, and a digest of their names, labels and classes."""
+def summarise(examples: encoded.Encoded) -> dict:
+    """The number of examples, and a digest of their names, labels and classes."""
     digest = hashlib.sha256(repr(examples.classes).encode())
     if examples.labels is not None:
         digest.update(examples.labels.tobytes())
@@ -160,11 +180,11 @@ def listing(examples) -> dict:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, job: dict) -> Iterator[dict]:
-    """Holds `out` for this process; yields the job as its first start wrote it."""
-    known = [out / prepared.MANIFEST, out / prepared.UNFINISHED]
-    held = set(out.iterdir()) if out.exists() else set()
-    if held - {copies.part_of(known[1])} and not held & set(known):
+def claim(out: Path, job: dict) -> Iterator[dict]:
+    """Locks `out` for this process; yields the job as its first start wrote it."""
+    manifest, unfinished = out / prepared.MANIFEST, out / prepared.UNFINISHED
+    paths = set(out.iterdir()) if out.exists() else set()
+    if paths - {copies.part_path(unfinished)} and not paths & {manifest, unfinished}:
         raise ValueError(
             f"--out={out} holds something else; give an empty folder or a new one."
         )
@@ -175,14 +195,14 @@ def claimed(out: Path, job: dict) -> Iterator[dict]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"--out={out}: another `g2sd prepare` is at it.") from None
-        if known[0].exists():
+        if manifest.exists():
             first = prepared.read_manifest(out)["job"]
-        elif known[1].exists():
-            first = json.loads(known[1].read_text(encoding="utf-8"))
+        elif unfinished.exists():
+            first = json_files.read(unfinished, "delete the folder, and prepare anew")
         else:
             first = job
-            copies.write_whole(known[1], copies.to_text(job))
-        there, now = core.flatten(first), core.flatten(job)
+            copies.write_atomically(unfinished, copies.to_json(job))
+        there, now = errors.flatten(first), errors.flatten(job)
         different = [
             f"{key} {there.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted({*there, *now} - {"source"})

@@ -1,24 +1,25 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What features know: `g2sd probe TRAIN VAL`, two files of `g2sd embed`.
+"""Accuracy of features: `g2sd probe TRAIN VAL`, two files of `g2sd embed`.
 
-A vote of the nearest neighbours and a linear layer, both fitted to TRAIN and judged on
-VAL; nothing of the encoder is trained.
+A vote of the nearest neighbours and a logistic regression, both fitted to TRAIN and
+evaluated on VAL; the encoder is not trained.
 """
 
 import json
-import zipfile
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn import linear_model, pipeline, preprocessing
 
-from g2sd_jax import cli
-from g2sd_jax.tasks import signal
+from g2sd_jax import command
+from g2sd_jax.data import arrays
+from g2sd_jax.evaluators import masked
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.Parser("probe")
+    parser = command.Parser("probe")
     parser.add_argument(
         "train", metavar="TRAIN", help=".npz of g2sd embed --split=train"
     )
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
             f"{args.val} of {val['features'].shape[1]}; embed both alike."
         )
     figures = dict(
-        neighbours_top1=neighbours(train, val, args.neighbours),
-        linear_top1=linear(train, val, args.inverse_decay),
+        neighbours_top1=round(neighbours(train, val, args.neighbours), 2),
+        linear_top1=round(linear(train, val, args.inverse_decay), 2),
         train=len(train["label"]),
         val=len(val["label"]),
         what=str(val["what"]),
@@ -45,25 +46,23 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read(path: str) -> dict:
-    """A file of `g2sd embed`, with its labels."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an .npz of g2sd embed: {error}") from error
-    if "features" not in found or "label" not in found:
+def read(path: str) -> dict[str, np.ndarray]:
+    """Reads a file of `g2sd embed`; refuses one without labels."""
+    embedded = arrays.read_npz(pathlib.Path(path))
+    if "features" not in embedded or "label" not in embedded:
         raise ValueError(
-            f"{path} holds {', '.join(found)}; a probe needs features and label, as "
+            f"{path} holds {', '.join(embedded)}; a probe needs features and label, as "
             "g2sd embed writes them of labelled data."
         )
-    return found
+    return embedded
 
 
-def neighbours(train, val, count: int) -> float:
+def neighbours(
+    train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], count: int
+) -> float:
     """Top-1 in % of a vote among the nearest by cosine (after DINO)."""
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    chosen = signal.vote(
+    chosen = masked.vote(
         unit(train["features"]),
         train["label"],
         unit(val["features"]),
@@ -73,7 +72,9 @@ def neighbours(train, val, count: int) -> float:
     return 100.0 * float(np.mean(chosen == val["label"]))
 
 
-def linear(train, val, inverse_decay: float) -> float:
+def linear(
+    train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], inverse_decay: float
+) -> float:
     """Top-1 in % of a logistic regression on standardised features."""
     probe = pipeline.make_pipeline(
         preprocessing.StandardScaler(),

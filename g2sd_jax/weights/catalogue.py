@@ -1,16 +1,18 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The published weight files: what each holds, and which of them would do."""
+"""The published weight files: their content, and which of them serve a purpose."""
 
 import os
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 MAE = "https://github.com/facebookresearch/mae"
 NC = "CC-BY-NC 4.0"
 # Of the pixels that all of them were trained on (ImageNet, values in 0..1).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HOLDS = {
+SIDE = 224  # Of those pictures, in pixels.
+CONTENTS = {
     "encoder": "an encoder without decoder or head",
     "autoencoder": "an encoder and a decoder",
     "classifier": "a fine-tuned classifier of 1000 classes",
@@ -30,7 +32,7 @@ class Published(NamedTuple):
     """One file anybody can download."""
 
     name: str
-    holds: str  # one of HOLDS
+    holds: str  # one of CONTENTS
     size: str  # of models.vit.SIZES
     target: str | None  # pixels it was trained on: normalised, raw
     licence: str = NC
@@ -42,7 +44,7 @@ class Published(NamedTuple):
         return MD5.get(self.name)
 
 
-def _published():
+def _published() -> Iterator[Published]:
     for word, size in SIZES.items():
         name = f"vit_{word}"
         yield Published(f"mae_pretrain_{name}.pth", "encoder", size, "normalised")
@@ -57,26 +59,26 @@ def _published():
 FILES = {file.name: file for file in _published()}
 
 
-def named(path: str) -> Published | None:
+def by_name(path: str) -> Published | None:
     """The published file that `path` is called after; a download may add ` (1)`."""
     name = re.sub(r" ?\(\d+\)(?=\.pth$)", "", os.path.basename(path))
     return FILES.get(name)
 
 
-def of_md5(digest: str) -> Published | None:
+def by_md5(digest: str) -> Published | None:
     """The published file with this MD5."""
     fits = (f for f in FILES.values() if f.md5 and digest.startswith(f.md5))
     return next(fits, None)
 
 
-def would_do(holds: str, size: str | None = None) -> str:
-    """The names of published files that hold what is wanted, for an error.
+def suggestions(holds: str, size: str | None = None) -> str:
+    """The names of published files with the wanted content, for an error.
 
     Args:
         holds: encoder, autoencoder or classifier; an autoencoder serves as encoder.
         size: of models.vit.SIZES; those of all sizes where this one is not published.
     """
-    kinds = {holds} | ({"autoencoder"} if holds == "encoder" else set())
-    fits = [file for file in FILES.values() if file.holds in kinds]
+    contents = {holds} | ({"autoencoder"} if holds == "encoder" else set())
+    fits = [file for file in FILES.values() if file.holds in contents]
     same = [file for file in fits if file.size == size]
     return ", ".join(file.name for file in same or fits)

@@ -7,12 +7,14 @@ say `layers.0.attention.q_proj`. Both are read, and what hubs hold is written.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from g2sd_jax.weights import foreign_configs
+
 KINDS = {"vit": "vit", "deit": "vit", "vit_mae": "mae"}  # model_type -> our kind
-ONE = "embeddings.patch_embeddings.projection.weight"  # A name that only they have.
+UNIQUE = "embeddings.patch_embeddings.projection.weight"  # Only they have it.
 
 READ = (  # in this order: the longer name before the shorter one it holds
     (r"^(vit|deit)\.", ""),
@@ -38,58 +40,62 @@ READ = (  # in this order: the longer name before the shorter one it holds
     (r"^(cls_)?classifier\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
 )
+BICUBIC = 3  # Pillow's number of it.
 THIRDS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 
 
-def theirs(arrays: Mapping) -> bool:
-    """Whether a state dict speaks their names."""
-    return any(name.endswith(ONE) for name in arrays)
+def is_transformers(arrays: Mapping) -> bool:
+    """Whether a state dict has the library's names."""
+    return any(name.endswith(UNIQUE) for name in arrays)
 
 
-def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_transformers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Their state dict under the names of MAE and timm; q, k and v become one."""
-    found = {}
+    renamed = {}
     for name, array in arrays.items():
         for pattern, new in READ:
             name = re.sub(pattern, new, name)
-        found[name] = array
-    for name in list(found):
+        renamed[name] = array
+    for name in list(renamed):
         for thirds in THIRDS:
             first = f".attn.{thirds[0]}."
             if first not in name:
                 continue
             parts = [name.replace(first, f".attn.{third}.") for third in thirds]
-            if all(part in found for part in parts):
-                joined = np.concatenate([found.pop(part) for part in parts])
-                found[name.replace(first, ".attn.qkv.")] = joined
-    return found
+            if all(part in renamed for part in parts):
+                joined = np.concatenate([renamed.pop(part) for part in parts])
+                renamed[name.replace(first, ".attn.qkv.")] = joined
+    return renamed
 
 
-def to_theirs(arrays: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
-    """Our names as hubs hold them.
+def to_transformers(
+    arrays: Mapping[str, np.ndarray], model: str
+) -> dict[str, np.ndarray]:
+    """Renames a state dict to the names that hubs store.
 
     Args:
         arrays: by PyTorch name.
         model: vit, deit, vit_mae or beit: the prefix of the encoder's names follows.
     """
     prefix = "vit" if model == "vit_mae" else model
-    found = {}
+    renamed = {}
     for name, array in arrays.items():
         match = re.match(r"(decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)$", name)
         if match:
             decoder, index, part, leaf = match.groups()
             layer = "decoder.decoder_layers" if decoder else f"{prefix}.encoder.layer"
             for path, piece in _pieces(part, array):
-                found[f"{layer}.{index}.{path}.{leaf}"] = piece
+                renamed[f"{layer}.{index}.{path}.{leaf}"] = piece
         else:
-            found[_outside(name, prefix, model)] = array
+            renamed[_outside_blocks(name, prefix, model)] = array
     if model == "beit":
         # BEiT's key has no bias: the softmax does not see one.
-        found = {k: v for k, v in found.items() if not k.endswith("attention.key.bias")}
-    return found
+        dropped = "attention.key.bias"
+        renamed = {k: v for k, v in renamed.items() if not k.endswith(dropped)}
+    return renamed
 
 
-def _pieces(part, array):
+def _pieces(part: str, array: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
     if part == "attn.qkv":
         return zip(
             (f"attention.attention.{third}" for third in THIRDS[0]),
@@ -106,7 +112,7 @@ def _pieces(part, array):
     return [(inside[part], array)]
 
 
-def _outside(name, prefix, model):
+def _outside_blocks(name: str, prefix: str, model: str) -> str:
     stem, _, leaf = name.rpartition(".")
     embeddings = {
         "cls_token": "cls_token",
@@ -129,16 +135,16 @@ def _outside(name, prefix, model):
 
 
 def describe(config: Mapping, preprocessing: Mapping, source: str) -> dict:
-    """What a directory's config.json and preprocessor_config.json tell of a model.
+    """Reads a description from config.json and preprocessor_config.json.
 
     Raises:
-        ValueError: it is a model that computes something else than ours.
+        ValueError: the model computes something else than ours.
     """
     model = config.get("model_type")
     if model not in KINDS:
         raise ValueError(
             f"{source} holds a model of type {model!r}; of transformers' models, "
-            f"{', '.join(KINDS)} can be read."
+            f"{', '.join((*KINDS, *foreign_configs.BY_TYPE))} can be read."
         )
     for key, wanted in (("hidden_act", "gelu"), ("qkv_bias", True)):
         if config.get(key, wanted) != wanted:
@@ -150,8 +156,14 @@ def describe(config: Mapping, preprocessing: Mapping, source: str) -> dict:
     width = config.get("hidden_size", 768)
     size, patch = config.get("image_size", 224), config.get("patch_size", 16)
     image_size = tuple(size) if isinstance(size, list) else (size, size)
-    patch = patch[0] if isinstance(patch, list) else patch
-    told = dict(
+    patches = set(patch) if isinstance(patch, list) else {patch}
+    if len(patches) != 1:
+        raise ValueError(
+            f"{source}: its config.json says patch_size={patch!r}; only square patches "
+            "are computed here."
+        )
+    [patch] = patches
+    described = dict(
         kind=KINDS[model],
         model=dict(
             width=width,
@@ -161,22 +173,46 @@ def describe(config: Mapping, preprocessing: Mapping, source: str) -> dict:
             image_size=image_size,
             channels=config.get("num_channels", 3),
             mlp_ratio=config.get("intermediate_size", 3072) / width,
+            norm_eps=config.get("layer_norm_eps", 1e-12),
         ),
         grid=tuple(side // patch for side in image_size),
-        norm_eps=config.get("layer_norm_eps", 1e-12),
     )
     if model == "vit_mae":
-        told["decoder"] = dict(
+        described["decoder"] = dict(
             width=config.get("decoder_hidden_size", 512),
             depth=config.get("decoder_num_hidden_layers", 8),
             heads=config.get("decoder_num_attention_heads", 16),
         )
         target = "normalised" if config.get("norm_pix_loss", False) else "raw"
-        told["target"] = target
+        described["target"] = target
     if "id2label" in config:
         labels = {int(key): name for key, name in config["id2label"].items()}
-        told["class_names"] = [labels[index] for index in sorted(labels)]
+        described["class_names"] = [labels[index] for index in sorted(labels)]
     for ours, key in (("mean", "image_mean"), ("std", "image_std")):
         if key in preprocessing:
-            told[ours] = tuple(preprocessing[key])
-    return told
+            described[ours] = tuple(preprocessing[key])
+    if preprocessing:
+        share, described["other_rules"] = _crop(preprocessing, image_size)
+        described["data"] = dict(source="folder", eval_crop=share)
+    return described
+
+
+def _crop(
+    preprocessing: Mapping, image_size: tuple[int, int]
+) -> tuple[float, list[str]]:
+    """The share of a picture that is cut, and what is not done here as it says.
+
+    Args:
+        preprocessing: of preprocessor_config.json.
+        image_size: (height, width) of the model's input.
+    """
+    others = []
+    if preprocessing.get("resample", BICUBIC) != BICUBIC:
+        others.append(f"resample={preprocessing['resample']!r}")
+    size = preprocessing.get("size")
+    shorter = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    if shorter and preprocessing.get("do_center_crop"):
+        return min(1.0, max(image_size) / shorter), others
+    if preprocessing.get("do_resize", True):  # Stretched, whatever the aspect.
+        others.append(f"size={size!r}")
+    return 1.0, others

@@ -11,7 +11,7 @@ import timm
 import torch
 import transformers
 
-import finished
+import finished_runs
 import tiny
 from g2sd_jax import cli
 from g2sd_jax.losses import masked
@@ -36,15 +36,22 @@ def student(request, tmp_path_factory):
     """A workdir, pictures, and the logits of the live model."""
     stage, changes = STUDENTS[request.param]
     folder = tmp_path_factory.mktemp("student")
-    made = finished.workdir(folder, stage, changes, class_names=NAMES, eval_crop=0.8)
+    made = finished_runs.workdir(
+        folder, stage, changes, class_names=NAMES, eval_crop=0.8
+    )
     return (*made, *live(*made[1:]))
 
 
 def live(config, variables):
     image = tiny.images(config, count=3)
-    model = vit.classifier(config.model, 5, **layers.machine(config))
-    logits = vit.read(tiny.apply(model, variables, image), config.model.readout)
+    model = vit.classifier(config.model, 5, **layers.compute_options(config))
+    logits = vit.read_logits(tiny.apply(model, variables, image), config.model.readout)
     return torch.from_numpy(image.transpose(0, 3, 1, 2)), np.asarray(logits)
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
 
 
 def exported(workdir, form):
@@ -78,10 +85,18 @@ def test_transformers_gives_the_same_logits(student):
     agree(model.eval()(image).logits, want, "logits", 1e-5)
     assert list(model.config.id2label.values()) == NAMES
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    assert processor.size["shortest_edge"] == int(config.model.image_size[1] / 0.8)
+    height, width = config.model.image_size
+    assert processor.size["shortest_edge"] == int(width / 0.8)
     picture = np.full((40, 50, 3), 128, np.uint8)
     ready = processor(picture, return_tensors="pt").pixel_values
-    assert ready.shape == (1, 3, *config.model.image_size)
+    if height != width:
+        # Which no processor cuts out: the model refuses what was not cut before.
+        assert ready.shape == (1, 3, 40, 50)
+        with pytest.raises(ValueError, match=r"(?i)size"):
+            model(ready)
+        assert "crop_share" in json.loads(read(f"{folder}/preprocessing.json"))
+    else:
+        assert ready.shape == (1, 3, height, width)
     centre = (128 / 255 - np.array(config.data.mean)) / config.data.std
     np.testing.assert_allclose(ready[0, :, 3, 3], centre, rtol=1e-5)
 
@@ -104,7 +119,7 @@ def test_what_was_written_is_read_back(student, form):
         model = vit.classifier(config.model, 5)
         image = tiny.images(config, count=3)
         outputs = tiny.apply(model, got, image)
-        averaged = vit.read(outputs, "mean" if model.dist_token else "cls")
+        averaged = vit.read_logits(outputs, "mean" if model.dist_token else "cls")
         agree(averaged, want, "logits", 1e-6)
     assert tuple(weights.describe["mean"]) == config.data.mean
     assert weights.describe["class_names"] == NAMES
@@ -112,14 +127,14 @@ def test_what_was_written_is_read_back(student, form):
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    return finished.workdir(tmp_path_factory.mktemp("mae"), "pretrain")
+    return finished_runs.workdir(tmp_path_factory.mktemp("mae"), "pretrain")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("target", ["normalised", "raw"])
 def test_transformers_gives_the_same_reconstruction_loss(tmp_path, rng, target):
     model = dict(image_size=(32, 32))
-    workdir, config, variables = finished.workdir(
+    workdir, config, variables = finished_runs.workdir(
         tmp_path, "pretrain", model, target=target
     )
     folder = exported(workdir, "transformers")
@@ -145,7 +160,7 @@ def test_transformers_gives_the_same_reconstruction_loss(tmp_path, rng, target):
 
 @torch.no_grad()
 def test_an_autoencoder_without_pixels_gives_its_encoder(tmp_path):
-    workdir, config, variables = finished.workdir(tmp_path, "generic_distill")
+    workdir, config, variables = finished_runs.workdir(tmp_path, "generic_distill")
     image = tiny.images(config, count=2)
     pixels = torch.from_numpy(image.transpose(0, 3, 1, 2))
     encoder = mae.encoder(mae.autoencoder(config.model))
@@ -165,9 +180,34 @@ def test_an_autoencoder_without_pixels_gives_its_encoder(tmp_path):
     agree(tokens[:, 1:].mean(1), want, "features", 1e-5)
 
 
+@torch.no_grad()
+def test_another_epsilon_is_exported(tmp_path, capsys):
+    model = dict(pool="cls", norm_eps=0.01)
+    workdir, config, variables = finished_runs.workdir(tmp_path, "finetune", model)
+    image, want = live(config, variables)
+    folder = exported(workdir, "transformers")
+    theirs = transformers.ViTForImageClassification.from_pretrained(folder)
+    agree(theirs.eval()(image).logits, want, "logits", 1e-5)
+    weights = loading.read(folder, "--workdir")
+    assert weights.describe["model"]["norm_eps"] == 0.01
+    assert cli.main(["export", f"--workdir={workdir}", "--format=timm"]) == 2
+    assert "its LayerNorms add 0.01" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_timm_gets_a_hidden_width_that_it_truncates(tmp_path):
+    model = dict(pool="cls", width=39, heads=3, mlp_ratio=4.615, size="custom")
+    workdir, config, variables = finished_runs.workdir(tmp_path, "finetune", model)
+    image, want = live(config, variables)
+    theirs = timm.create_model(
+        f"local-dir:{exported(workdir, 'timm')}", pretrained=True
+    )
+    agree(theirs.eval()(image), want, "logits", 1e-5)
+
+
 def test_what_no_library_computes_is_refused(tmp_path, capsys):
     model = dict(pool="avg", dist_token=True)
-    workdir, *_ = finished.workdir(tmp_path, "specific_cls", model)
+    workdir, *_ = finished_runs.workdir(tmp_path, "specific_cls", model)
     for form in ("timm", "transformers"):
         assert cli.main(["export", f"--workdir={workdir}", f"--format={form}"]) == 2
         told = capsys.readouterr().err

@@ -21,7 +21,7 @@ from g2sd_jax.weights import loading, torch_names
 def saved(tmp_path, kept=lambda name: True):
     """A pre-training file as the authors' scripts write one."""
     config = runs.small("pretrain")
-    variables = stages.build(config).init(jax.random.key(3), {})
+    variables = stages.build(config).init(jax.random.key(3))
     arrays = torch_names.to_torch(variables["params"], vit.grid(config.model))
     path = str(tmp_path / "mae_pretrain.pth")
     model = {k: torch.from_numpy(v.copy()) for k, v in arrays.items() if kept(k)}
@@ -35,7 +35,7 @@ def test_fine_tuning_starts_from_an_encoder_only_file(tmp_path):
     )
     config = runs.small("finetune", init_from=path)
     stage = stages.build(config)
-    variables = stage.warm_start(stage.init(jax.random.key(0), {}))
+    variables = stage.warm_start(stage.init(jax.random.key(0)))
     found = torch_names.to_torch(variables["params"])
     for name in ("pos_embed", "blocks.1.mlp.fc2.weight", "patch_embed.proj.weight"):
         np.testing.assert_array_equal(found[name], arrays[name], err_msg=name)
@@ -118,7 +118,7 @@ def test_a_published_full_file_starts_generic_distillation_anew(tmp_path):
     """A stage-1 student as the authors save one: with parts it never trained."""
     config = runs.small("generic_distill")
     stage = stages.build(config)
-    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
     grid = vit.grid(config.model)
     arrays = torch_names.to_torch(
         tiny.noisy(jax.tree.map(zeros, shapes))["params"], grid
@@ -147,4 +147,87 @@ def test_a_file_without_weights_is_refused(tmp_path):
     path = str(tmp_path / "other.pth")
     torch.save({"model": {"lr": 1.0}}, path)
     with pytest.raises(ValueError, match="holds no state dict"):
+        loading.read(path, "config.init_from")
+
+
+def state(tmp_path):
+    """A path, and a state dict of an encoder."""
+    arrays = saved(tmp_path)[1]
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return str(tmp_path / "a.pth"), tensors
+
+
+def test_parameters_are_read(tmp_path):
+    path, tensors = state(tmp_path)
+    held = {name: torch.nn.Parameter(value) for name, value in tensors.items()}
+    torch.save({"model": held}, path)
+    arrays = loading.read(path, "config.init_from").arrays
+    np.testing.assert_array_equal(arrays["cls_token"], tensors["cls_token"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read(tmp_path, dtype):
+    path, tensors = state(tmp_path)
+    torch.save({name: value.to(dtype) for name, value in tensors.items()}, path)
+    arrays = loading.read(path, "config.init_from").arrays
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(arrays[name], value.to(dtype).float())
+
+
+def test_the_weights_that_are_taken_are_told(tmp_path, capsys):
+    path, tensors = state(tmp_path)
+    averaged = {f"module.{name}": value + 1 for name, value in tensors.items()}
+    torch.save({"model": tensors, "model_ema": averaged, "epoch": 3}, path)
+    arrays = loading.read(path, "config.init_from").arrays
+    np.testing.assert_array_equal(arrays["cls_token"], tensors["cls_token"])
+    told = f"{path}: the weights under 'model' are taken, not those under model_ema"
+    assert told in capsys.readouterr().out
+    torch.save({"model_ema": averaged}, path)
+    arrays = loading.read(path, "config.init_from").arrays
+    np.testing.assert_array_equal(arrays["cls_token"], tensors["cls_token"] + 1)
+    assert "the weights under 'model_ema' are taken" in capsys.readouterr().out
+    torch.save({"student": tensors, "teacher": averaged}, path)
+    with pytest.raises(ValueError, match="Save student or teacher alone"):
+        loading.read(path, "config.init_from")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module._orig_mod."])
+def test_a_prefix_of_a_lightning_file_is_taken_off(tmp_path, capsys, prefix):
+    path, tensors = state(tmp_path)
+    wrapped = {f"{prefix}{name}": value for name, value in tensors.items()}
+    torch.save({"state_dict": wrapped, "pytorch-lightning_version": "2.1"}, path)
+    assert loading.read(path, "config.init_from").arrays.keys() == tensors.keys()
+    assert "is taken off" in capsys.readouterr().out
+
+
+ODD = {  # case -> what stands in place of a weight, what is said of it
+    "sparse": (lambda x: x.to_sparse(), "of layout sparse_coo"),
+    "sparse rows": (lambda x: x.to_sparse_csr(), "of layout sparse_csr"),
+    "meta": (lambda x: x.to("meta"), "a meta tensor"),
+    "float8": (lambda x: x.to(torch.float8_e4m3fn), "of type float8_e4m3fn"),
+    "quantised": (
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        "quantised",
+    ),
+    "integers": (lambda x: x.to(torch.int8), "of type int8"),
+    "complex": (lambda x: x.to(torch.complex64), "of type complex64"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, on sparse and quantised ones.
+@pytest.mark.parametrize("case", ODD)
+def test_odd_tensors_are_refused(tmp_path, capsys, case):
+    path, tensors = state(tmp_path)
+    name = "blocks.0.mlp.fc1.weight"
+    change, fault = ODD[case]
+    torch.save({"model": {**tensors, name: change(tensors[name])}}, path)
+    assert cli.main(["inspect", path]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} is {fault}" in error and error.count("\n") == 1
+
+
+def test_numbered_tensors_are_refused(tmp_path):
+    path, _ = state(tmp_path)
+    torch.save({0: torch.ones(2), 1: torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="its tensors are called 0 and the like"):
         loading.read(path, "config.init_from")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+import finished_runs
 import test_golden_segmentation
-import test_segmentor_files
 from g2sd_jax import checkpoint, cli, core, palette, workdir
 from g2sd_jax.models import vit
 from g2sd_jax.weights import graft, loading
@@ -25,7 +25,7 @@ def test_names_shapes_types_and_values_are_the_references(tmp_path):
     names = [f"class {i}" for i in range(config.data.classes)]
     manager.save(1, state, dict(stage.describe, class_names=names))
     manager.close()
-    workdir.write_json(f"{path}/config.json", workdir.plain(config))
+    workdir.write_json(f"{path}/config.json", workdir.to_json_dict(config))
     assert cli.main(["export", f"--workdir={path}", "--format=torch"]) == 0
 
     file = torch.load(f"{path}/export/torch/model.pth", weights_only=True)
@@ -43,5 +43,5 @@ def test_names_shapes_types_and_values_are_the_references(tmp_path):
     weights = loading.read(f"{path}/export/torch/model.pth", "--workdir")
     shapes = jax.eval_shape(lambda: variables)
     back = graft.onto(shapes, weights, grid=vit.grid(config.model))
-    logits = test_segmentor_files.logits_of
+    logits = finished_runs.segmentor_logits
     agree(logits(config, back), logits(config, variables), "logits", 1e-6)

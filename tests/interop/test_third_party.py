@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models made by timm and transformers load here and give the same numbers."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ HUGGING = dict(
     num_hidden_layers=2,
     num_attention_heads=3,
     intermediate_size=192,
-    layer_norm_eps=1e-6,  # Theirs is 1e-12 by default: see the last test.
+    layer_norm_eps=1e-6,  # Theirs is 1e-12 by default.
     image_size=32,
     patch_size=8,
     num_labels=7,
@@ -55,9 +57,9 @@ def load(path, init, **declared):
 
 def answers(path, image, readout="cls", **changes):
     """Logits of the file's weights in our classifier."""
-    model = vit.Vit(**SHAPE, classes=7, **changes)
+    model = vit.Vit(**(SHAPE | changes), classes=7)
     _, variables = load(path, lambda key: vit.init(model, key))
-    return vit.read(jax.jit(model.apply)(variables, image), readout)
+    return vit.read_logits(jax.jit(model.apply)(variables, image), readout)
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors", "state_dict.pth"])
@@ -91,6 +93,62 @@ def test_timm_classifier(pool, ending, rng, tmp_path):
     with torch.no_grad():
         want = theirs(pixels)
     agree(answers(path, image, **changes), want, "logits", 1e-5)
+
+
+def timm_directory(path, state, architecture="vit_base_patch16_224", **args):
+    """A directory as timm writes one, with these model_args."""
+    made = dict(img_size=[32, 32], embed_dim=48, depth=2, num_heads=3, patch_size=8)
+    made = {k: v for k, v in (made | args).items() if v != "left out"}
+    pictures = dict(input_size=[3, 32, 32], mean=[0.5] * 3, std=[0.5] * 3)
+    config = dict(architecture=architecture, model_args=made, pretrained_cfg=pictures)
+    config |= dict(num_classes=7, num_features=48)
+    (path / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(state, path / "model.safetensors")
+
+
+TIMM = {  # case -> (model_args beside the shape, the model here)
+    "avg": (dict(global_pool="avg"), dict(pool="avg")),
+    "avg with fc_norm": (dict(global_pool="avg", fc_norm=True), dict(pool="avg")),
+    "token with fc_norm": (dict(fc_norm=True), dict(pool="cls")),
+    "positions of patches alone": (dict(no_embed_class=True), dict(pool="cls")),
+    "mean, positions of patches": (
+        dict(no_embed_class=True, global_pool="avg"),
+        dict(pool="avg"),
+    ),
+    "sides of a patch": (dict(patch_size=[8, 8]), dict(pool="cls")),
+    "named layers": (dict(act_layer="gelu", norm_layer="layernorm"), dict(pool="cls")),
+}
+
+
+@pytest.mark.parametrize("case", TIMM)
+def test_timm_arguments_are_obeyed(case, rng, tmp_path):
+    args, changes = TIMM[case]
+    made = dict(img_size=(32, 32), embed_dim=48, depth=2, num_heads=3, patch_size=8)
+    theirs = timm.models.VisionTransformer(**(made | args), num_classes=7)
+    timm_directory(tmp_path, moved(theirs).state_dict(), **args)
+    image, pixels = pictures(rng)
+    with torch.no_grad():
+        want = theirs(pixels)
+    agree(answers(tmp_path, image, **changes), want, "logits", 1e-5)
+    built = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        agree(built(pixels), want, "timm's own", 1e-6)
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_timm_pooling_that_is_not_computed_is_refused(pool, tmp_path):
+    theirs = timm.models.VisionTransformer(
+        img_size=(32, 32),
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        patch_size=8,
+        num_classes=7,
+        global_pool=pool,
+    )
+    timm_directory(tmp_path, theirs.state_dict(), global_pool=pool)
+    with pytest.raises(ValueError, match=f"says global_pool='{pool}'"):
+        loading.read(str(tmp_path), "config.init_from")
 
 
 FAMILIES = {
@@ -178,7 +236,7 @@ def test_transformers_bare_model_starts_fine_tuning(family, tmp_path):
             width=48, heads=3, patch=8, image_size=(32, 32), mlp_ratio=4.0
         )
     stage = stages.build(recipe)
-    shapes = jax.eval_shape(lambda key: stage.init(key, {}), jax.random.key(0))
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
     got = stage.warm_start(shapes)["params"]["blocks"]["mlp"]["fc2"]["kernel"]
     want = theirs.layers[1].mlp.fc2.weight.detach().numpy()
     np.testing.assert_array_equal(got[1].T, want)
@@ -203,9 +261,28 @@ def test_models_that_compute_something_else_are_refused(tmp_path):
             loading.read(str(folder), "config.init_from")
 
 
-def test_another_epsilon_is_said(tmp_path, capsys):
-    config = transformers.ViTConfig(**dict(HUGGING, layer_norm_eps=1e-12))
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
-    capsys.readouterr()
-    loading.read(str(tmp_path), "config.init_from")
-    assert "LayerNorms add 1e-12 to the variance, here 1e-06" in capsys.readouterr().out
+@pytest.mark.parametrize("eps", [1e-12, 1e-2])
+def test_their_epsilon_is_used(eps, rng, tmp_path):
+    config = transformers.ViTConfig(**dict(HUGGING, layer_norm_eps=eps))
+    theirs = moved(transformers.ViTForImageClassification(config))
+    theirs.save_pretrained(tmp_path)
+    image, pixels = pictures(rng)
+    with torch.no_grad():
+        want = theirs(pixels).logits
+    weights = loading.read(str(tmp_path), "config.init_from")
+    assert weights.describe["model"]["norm_eps"] == eps
+    got = answers(tmp_path, image, pool="cls", norm_eps=eps)
+    agree(got, want, "logits", 1e-5)
+
+
+def test_a_hidden_width_is_rounded(rng, tmp_path):
+    config = dict(HUGGING, hidden_size=39, intermediate_size=180)  # 39 x 4.615
+    theirs = moved(
+        transformers.ViTForImageClassification(transformers.ViTConfig(**config))
+    )
+    theirs.save_pretrained(tmp_path)
+    image, pixels = pictures(rng)
+    with torch.no_grad():
+        want = theirs(pixels).logits
+    got = answers(tmp_path, image, pool="cls", width=39, mlp_ratio=4.615)
+    agree(got, want, "logits", 1e-5)

@@ -77,8 +77,9 @@ def test_what_is_to_be_saved_is_saved_and_a_second_ctrl_c_leaves_at_once():
 
 
 def test_what_was_asked_at_the_end_of_a_run_ends_the_next():
-    body = READY + (
-        "    import sys; interrupts.defer(); sys.stdin.readline()\n"
+    body = "    interrupts.defer()\n" + READY
+    body += (
+        "    import sys; sys.stdin.readline()\n"
         "    try: interrupts.stop_deferring()\n"
         "    except Exception as error: print(type(error).__name__, error)\n"
     )

@@ -36,7 +36,7 @@ jaxtyping.install_import_hook(CHECKED, "type_checks.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 # JAX_COMPILATION_CACHE_DIR switches the cache on; most test programs compile quickly.
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_addoption(parser):

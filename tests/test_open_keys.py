@@ -135,7 +135,7 @@ def test_the_end_of_a_schedule_is_not_above_its_beginning(tmp_path, capsys):
 
 
 def test_without_data_the_published_sizes_are_assumed(capsys):
-    open_keys._print_assumed.cache_clear()  # Other tests' lines, printed once a process.
+    open_keys._print_assumed.cache_clear()  # Printed once a process.
     assert step.count_steps(open_keys.assume(recipes.load("pretrain")))[0] == 312
     assert "no data are read" in capsys.readouterr().out
     config = open_keys.assume(recipes.load("finetune:task=segmentation"))

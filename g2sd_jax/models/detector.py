@@ -21,7 +21,7 @@ from g2sd_jax.ops import anchors, roi_align, roi_windows
 
 POOLED = vitdet.STRIDES[:4]  # Levels that regions are pooled from: not the coarsest.
 # All of a map for every region, or a window of it, which some regions leave.
-ROI_ALIGN = {"exact": roi_align.pool, "windows": roi_windows.pool}
+ROI_ALIGN = {"exact": roi_align.pool_each, "windows": roi_windows.pool_each}
 
 
 class Geometry(NamedTuple):
@@ -111,10 +111,8 @@ class Detector(nn.Module):
         boxes: Float32[ArrayLike, "B R 4"],
     ) -> tuple[Float32[Array, "B R _"], Float32[Array, "B R _ 4"]]:
         """Class logits of regions, background last, and deltas for each class."""
-        pooled = pool(maps, boxes, self.geometry, self.geometry.box_bins)
-        logits, deltas = self.roi_heads.classify(_rows(pooled))
-        shape = boxes.shape[:2]
-        return logits.reshape(*shape, -1), deltas.reshape(*shape, -1, 4)
+        (pooled,) = pool_each(maps, boxes, self.geometry, box=boxes.shape[1])
+        return self._classified(pooled)
 
     def segment(
         self,
@@ -122,28 +120,70 @@ class Detector(nn.Module):
         boxes: Float32[ArrayLike, "B R 4"],
     ) -> Float32[Array, "B R side side C"]:
         """Mask logits of regions for each class."""
-        pooled = pool(maps, boxes, self.geometry, self.geometry.mask_bins)
+        (pooled,) = pool_each(maps, boxes, self.geometry, mask=boxes.shape[1])
+        return self._segmented(pooled)
+
+    def judge(
+        self,
+        maps: tuple[Float[ArrayLike, "B _ _ E"], ...],
+        boxes: Float32[ArrayLike, "B R 4"],
+        masks: int,
+    ) -> tuple[
+        Float32[Array, "B R _"],
+        Float32[Array, "B R _ 4"],
+        Float32[Array, "B _ side side C"],
+    ]:
+        """What `classify` says of all regions, and `segment` of the first ones.
+
+        Args:
+            maps: the levels' features.
+            boxes: the regions, in pixels.
+            masks: number of regions, from the first, that masks are predicted for.
+        """
+        for_boxes, for_masks = pool_each(
+            maps, boxes, self.geometry, box=boxes.shape[1], mask=masks
+        )
+        return *self._classified(for_boxes), self._segmented(for_masks)
+
+    def _classified(self, pooled):
+        logits, deltas = self.roi_heads.classify(_rows(pooled))
+        shape = pooled.shape[:2]
+        return logits.reshape(*shape, -1), deltas.reshape(*shape, -1, 4)
+
+    def _segmented(self, pooled):
         logits = self.roi_heads.segment(_rows(pooled))
-        return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
+        return logits.reshape(*pooled.shape[:2], *logits.shape[1:])
 
 
 def _rows(pooled):
     return pooled.reshape(-1, *pooled.shape[2:])
 
 
-def pool(
+def pool_each(
     maps: Sequence[Float[ArrayLike, "B _ _ E"]],
     boxes: Float32[ArrayLike, "B R 4"],
     geometry: Geometry,
-    bins: int,
-) -> Float[Array, "B R {bins} {bins} E"]:
-    """Pools every region from the map that its size chooses."""
+    **counts: int,
+) -> tuple[Float[Array, "B _ _ _ E"], ...]:
+    """Pools regions from the maps that their sizes choose.
+
+    Args:
+        maps: the levels' features.
+        boxes: of the regions, in pixels.
+        geometry: of the detector.
+        **counts: `box`, `mask`, or both, the larger first: how many regions, from the
+            first, are pooled to that head's bins.
+    Returns:
+        For each head [B, count, bins, bins, E].
+    """
+    bins = dict(box=geometry.box_bins, mask=geometry.mask_bins)
     return ROI_ALIGN[geometry.roi_align](
         maps[: len(POOLED)],
         boxes,
         level_of(boxes, geometry),
         POOLED,
-        bins=bins,
+        bins=[bins[head] for head in counts],
+        counts=list(counts.values()),
         samples=geometry.samples,
     )
 

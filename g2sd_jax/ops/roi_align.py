@@ -165,6 +165,23 @@ def pool(
     return _in_chunks(some, boxes, level, chunk).astype(maps[0].dtype)
 
 
+def pool_each(
+    maps: Sequence[Float[ArrayLike, "B _ _ D"]],
+    boxes: Float32[ArrayLike, "B R 4"],
+    level: Int32[ArrayLike, "B R"],
+    strides: Sequence[int],
+    *,
+    bins: Sequence[int],
+    counts: Sequence[int],
+    samples: int = 0,
+) -> tuple[Float[Array, "B _ _ _ D"], ...]:
+    """Pools the first counts[i] boxes to bins[i] x bins[i], as `pool` does."""
+    return tuple(
+        pool(maps, boxes[:, :n], level[:, :n], strides, bins=size, samples=samples)
+        for size, n in zip(bins, counts, strict=True)
+    )
+
+
 def matrices(
     boxes: Float32[ArrayLike, "B R 4"],
     grid: tuple[int, int],

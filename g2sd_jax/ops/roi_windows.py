@@ -8,6 +8,7 @@ that is longer than the window is pooled from its middle part alone, and counted
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,15 +76,53 @@ def pool(
     Equals `roi_align.pool`, whose arguments it has, for boxes that do not leave their
     window. The gradient of the maps is summed in their own dtype.
     """
+    counts = (boxes.shape[1],)
+    options = dict(counts=counts, samples=samples, chunk=chunk)
+    return pool_each(maps, boxes, level, strides, bins=(bins,), **options)[0]
+
+
+def pool_each(
+    maps: Sequence[Float[ArrayLike, "B _ _ D"]],
+    boxes: Float32[ArrayLike, "B R 4"],
+    level: Int32[ArrayLike, "B R"],
+    strides: Sequence[int],
+    *,
+    bins: Sequence[int],
+    counts: Sequence[int],
+    samples: int = 0,
+    chunk: int = CHUNK,
+) -> tuple[Float[Array, "B _ _ _ D"], ...]:
+    """Pools boxes to several sizes, for which each window is read, and written, once.
+
+    Args:
+        maps: of `roi_align.pool`, like all but the next two.
+        bins: rows and columns of each result.
+        counts: how many boxes, from the first, each result has: all of them in the
+            first result, and no more in any than in the one before it.
+    Returns:
+        For every size [B, count, bins, bins, D].
+    """
+    if counts[0] != boxes.shape[1] or list(counts) != sorted(counts, reverse=True):
+        raise ValueError(f"counts={counts} of {boxes.shape[1]} boxes: the most first")
     plan = places([x.shape[1:3] for x in maps])
-    windows = look(boxes, level, plan.grids, strides, bins=bins, samples=samples)
-    count = boxes.shape[1]
-    chunk = min(chunk, count)
-    short = -count % chunk
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2)))
-    start, rows, columns = (pad(x) for x in windows[:3])
-    pooled = _pool(plan, chunk, tuple(maps), start, rows, columns)
-    return pooled[:, :count]
+    chunk = min(chunk, boxes.shape[1])
+    pad = lambda x: jnp.pad(
+        x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2))
+    )
+    windows = [
+        look(
+            boxes[:, :count],
+            level[:, :count],
+            plan.grids,
+            strides,
+            bins=size,
+            samples=samples,
+        )
+        for size, count in zip(bins, counts, strict=True)
+    ]
+    weights = tuple((pad(each.rows), pad(each.columns)) for each in windows)
+    pooled = _pool(plan, chunk, tuple(maps), pad(windows[0].start), weights)
+    return tuple(x[:, :count] for x, count in zip(pooled, counts, strict=True))
 
 
 def look(
@@ -138,33 +177,36 @@ def look(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pool(plan, chunk, maps, start, rows, columns):
+def _pool(plan, chunk, maps, start, weights):
     atlas = _atlas(plan, maps)
 
     def some(item):
-        start, rows, columns = item
+        start, weights = item
         cut = lambda x, at: jax.lax.dynamic_slice(
             x, (*at, 0), (SIDE, SIDE, x.shape[-1])
         )
         windows = jax.vmap(jax.vmap(cut, (None, 0)))(atlas, start)
-        return _multiply(
-            "brph,brhwd->brpwd", "brqw,brpwd->brpqd", rows, columns, windows
-        )
+        return [
+            _multiply("brph,brhwd->brpwd", "brqw,brpwd->brpqd", *pair, windows)
+            for pair in weights
+        ]
 
-    split = [_split(x, chunk) for x in (start, rows, columns)]
-    pooled = jax.lax.map(some, tuple(split))
-    return _join(pooled)
+    parts = [[] for _ in weights]
+    for items in _spans(chunk, start, weights):
+        for part, pooled in zip(parts, jax.lax.map(some, items), strict=False):
+            part.append(_join(pooled))
+    return tuple(jnp.concatenate(part, axis=1) for part in parts)
 
 
-def _forward(plan, chunk, maps, start, rows, columns):
+def _forward(plan, chunk, maps, start, weights):
     # Of the maps the backward pass needs only their types.
     types = tuple(x[:0] for x in maps)
-    return _pool(plan, chunk, maps, start, rows, columns), (types, start, rows, columns)
+    return _pool(plan, chunk, maps, start, weights), (types, start, weights)
 
 
-def _backward(plan, chunk, residuals, g):
-    types, start, rows, columns = residuals
-    batch, width = g.shape[0], g.shape[-1]
+def _backward(plan, chunk, residuals, gradients):
+    types, start, weights = residuals
+    batch, width = gradients[0].shape[0], gradients[0].shape[-1]
     dimensions = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2, 3),
         inserted_window_dims=(),
@@ -172,25 +214,43 @@ def _backward(plan, chunk, residuals, g):
     )
 
     def add(atlas, item):
-        start, rows, columns, g = item
-        windows = _multiply("brph,brpqd->brhqd", "brqw,brhqd->brhwd", rows, columns, g)
+        start, weights = item
+        windows = sum(
+            _multiply("brph,brpqd->brhqd", "brqw,brhqd->brhwd", *each)
+            for each in weights
+        )
         spread = lambda x, at, window: jax.lax.scatter_add(x, at, window, dimensions)
         # In place, where a sum with a zero atlas would go over all of it every time.
         return jax.vmap(spread)(atlas, start, windows.astype(atlas.dtype)), None
 
-    zero = jnp.zeros((batch, *plan.size, width), types[0].dtype)
-    split = [_split(x, chunk) for x in (start, rows, columns, g)]
-    atlas, _ = jax.lax.scan(add, zero, tuple(split))
+    atlas = jnp.zeros((batch, *plan.size, width), types[0].dtype)
+    with_gradients = tuple(
+        (*pair, g) for pair, g in zip(weights, gradients, strict=True)
+    )
+    for items in _spans(chunk, start, with_gradients):
+        atlas, _ = jax.lax.scan(add, atlas, items)
     maps = tuple(
         atlas[:, row : row + height, column : column + breadth]
         for (row, column), (height, breadth) in zip(
             plan.corners, plan.grids, strict=True
         )
     )
-    return maps, None, jnp.zeros_like(rows), jnp.zeros_like(columns)
+    return maps, None, jax.tree.map(jnp.zeros_like, weights)
 
 
 _pool.defvjp(_forward, _backward)
+
+
+def _spans(chunk, start, arrays):
+    """Chunks of (start, arrays of each size) where the boxes have the same sizes.
+
+    Of every size there are at least as many boxes as of the next.
+    """
+    counts = [size[0].shape[1] for size in arrays]
+    for bounds in itertools.pairwise([0, *sorted(set(counts))]):
+        cut = functools.partial(_split, run=slice(*bounds), chunk=chunk)
+        sizes = sum(count >= bounds[1] for count in counts)
+        yield jax.tree.map(cut, (start, list(arrays[:sizes])))
 
 
 def _atlas(plan, maps):
@@ -211,8 +271,9 @@ def _multiply(first, second, rows, columns, x):
     )
 
 
-def _split(x, chunk):
-    """[B, R, ...] -> [R / chunk, B, chunk, ...]."""
+def _split(x, run, chunk):
+    """[B, R, ...] -> [n, B, chunk, ...] of a run of the R."""
+    x = x[:, run]
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
 

@@ -108,9 +108,12 @@ def build(config: ConfigDict) -> core.Task:
             draws["anchors"],
             **config.anchors,
         )
-        class_logits, box_deltas = run(maps, regions.boxes, method=model.classify)
-        # Foreground comes first.
-        mask_logits = run(maps, regions.boxes[:, :most], method=model.segment)
+        class_logits, box_deltas, mask_logits = run(
+            maps,
+            regions.boxes,
+            min(most, regions.boxes.shape[1]),  # Foreground comes first.
+            method=model.judge,
+        )
         return Outputs(
             maps=maps,
             logits=logits,

@@ -91,3 +91,32 @@ def test_only_boxes_that_leave_differ(example):
     apart = np.abs(pool(roi_windows.pool) - pool(roi_align.pool)).max(axis=(2, 3, 4))
     leaves = np.asarray(windows.leaves)
     assert (apart[~leaves] < 2e-5).all() and (apart[leaves] > 1e-3).mean() > 0.9
+
+
+def test_one_reading_for_two_sizes_equals_a_reading_for_each(example):
+    maps, boxes, level = example
+
+    def score(rule):
+        def summed(maps):
+            pooled = rule(maps, boxes, level, STRIDES, bins=(3, 4), counts=(37, 11))
+            assert [x.shape[1:4] for x in pooled] == [(37, 3, 3), (11, 4, 4)]
+            return sum((x @ (1 + jnp.arange(5.0))).sum() for x in pooled), pooled
+
+        (_, pooled), grads = jax.jit(jax.value_and_grad(summed, has_aux=True))(maps)
+        return *pooled, *grads
+
+    def each(maps, boxes, level, strides, bins, counts):
+        return tuple(
+            roi_windows.pool(
+                maps, boxes[:, :n], level[:, :n], strides, bins=size, chunk=8
+            )
+            for size, n in zip(bins, counts, strict=True)
+        )
+
+    wanted = score(each)
+    for chunk in (8, 64):
+        got = score(functools.partial(roi_windows.pool_each, chunk=chunk))
+        for mine, theirs in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=2e-4)
+    with pytest.raises(ValueError, match="the most first"):
+        score(lambda *x, **y: roi_windows.pool_each(*x, **{**y, "counts": (36, 11)}))

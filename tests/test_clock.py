@@ -147,6 +147,7 @@ def verdicts(workdir):
     return [row for row in rows if "input_bound" in row][-3:]
 
 
+@pytest.mark.slow  # The verdict's arithmetic is tested above.
 def test_a_sleeping_data_set_is_input_bound(tmp_path, monkeypatch):
     load = source.load
 

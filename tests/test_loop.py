@@ -165,6 +165,7 @@ def test_an_evaluation_that_fails_costs_no_step(short_run, tmp_path, monkeypatch
     assert loop.run(config, str(tmp_path)) == first
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_a_later_end(short_run, tmp_path):
     config, workdir, _ = short_run
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import runs
+import slow
 from g2sd_jax import core, loop, palette, parallel, stages, summary
 from g2sd_jax.data import order, source
 from g2sd_jax.ops import augment
@@ -20,7 +21,9 @@ def first_batch(config, stage):
     return dataset, host, parallel.to_global(host, mesh)
 
 
-@pytest.mark.parametrize("name", runs.STAGES)
+@pytest.mark.parametrize(
+    "name", slow.parameters(runs.STAGES, quick=["generic_distill", "specific_cls"])
+)
 def test_every_stage_shows_what_its_loss_sees(name, monkeypatch):
     config = runs.small(name, accumulate=1, first_batch_images=4)
     stage = stages.build(config)

@@ -285,6 +285,7 @@ def test_compiled_products_are_those_asked_for(planned):
     assert count["asked"] <= count["compiled"] < 1.05 * count["asked"]
 
 
+@pytest.mark.slow  # A program more; the text is `test_plan_text`'s.
 def test_the_command_ends_with_a_verdict(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(step_speed, "SIDE", {"cpu": 64})
     recipe = runs.small("pretrain")

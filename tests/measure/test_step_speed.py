@@ -69,6 +69,7 @@ def test_flops_by_hand():
     assert flops.matmul(convolve, image, kernel) == 2 * 8 * 8 * 4 * 9 * 2
 
 
+@pytest.mark.slow  # Its parts are tested one by one.
 def test_bench_of_a_tiny_step(monkeypatch, tmp_path):
     monkeypatch.setattr(step_speed, "LEAST_SECONDS", 0.0)
     config = runs.small("generic_distill")

@@ -51,7 +51,7 @@ def losses(stage, devices, fsdp, parts):
 
 @pytest.mark.parametrize(
     ("stage", "devices", "fsdp", "parts"),
-    slow.parameters(CASES, quick=[("generic_distill", 4, 2, 4)]),
+    slow.parameters(CASES, quick=[]),
 )
 def test_same_losses(stage, devices, fsdp, parts, monkeypatch):
     monkeypatch.setattr(parallel, "SMALL", 1)  # So that even tiny arrays are split.

@@ -253,6 +253,7 @@ def test_an_older_run_is_completed_by_its_task(workdir, tmp_path, capsys):
     assert "as the recipe finetune:task=segmentation has them" in said
 
 
+@pytest.mark.slow  # `pages` tests each of these parts.
 def test_a_page_of_a_run_shows_scores_classes_and_overlays(tmp_path, pictures, capsys):
     run = str(tmp_path / "run")
     config = runs.small(

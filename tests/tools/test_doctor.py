@@ -54,7 +54,7 @@ def digits(**changes):
 @pytest.mark.parametrize(
     ("mistake", "nearest", "told"),
     [
-        pytest.param({}, STEP, [], marks=pytest.mark.slow),
+        ({}, STEP, []),
         (
             {"data.mean": (0.0,), "data.std": (1.0,), "target": "raw"},
             RAW,
@@ -66,6 +66,7 @@ def digits(**changes):
         ),
     ],
 )
+@pytest.mark.slow
 def test_fifty_steps_are_enough_to_tell(
     mistake, nearest, told, prints, tmp_path, monkeypatch
 ):

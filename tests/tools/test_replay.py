@@ -79,6 +79,7 @@ def test_a_run_that_skips_is_replayed_from_its_own_beginning(tmp_path, capsys):
     assert "the first module that is not finite is" in told
 
 
+@pytest.mark.slow
 def test_the_state_is_made_again_from_the_batches_of_all_processes(
     stopped, tmp_path, monkeypatch
 ):

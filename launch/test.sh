@@ -2,10 +2,11 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
 # Lint, format and tests:
-#   bash launch/test.sh [--interop] [--onnx] [--newest] [arguments of pytest]
+#   bash launch/test.sh [--interop] [--tpu] [--onnx] [--newest] [arguments of pytest]
 # --all, which is one of ours for pytest, also runs the tests that are marked slow, and
 # --minutes=50 begins none of those later than that after the start.
 # --interop also installs the third-party libraries that some tests compare with.
+# --tpu also installs libtpu, with which some tests compile for a TPU that is not here.
 # --onnx makes a second environment for jax2onnx, which pins an old Orbax.
 # --newest makes another one with the newest releases of all libraries, which need a
 #   newer Python, and runs in it the tests that a new library is most likely to break.
@@ -27,7 +28,8 @@ onnx=
 newest=
 while true; do
   case "${1:-}" in
-    --interop) extras=dev,interop ;;
+    --interop) extras+=,interop ;;
+    --tpu) extras+=,tpu ;;
     --onnx) onnx=yes ;;
     --newest) newest=yes ;;
     *) break ;;

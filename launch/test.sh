@@ -4,7 +4,7 @@
 # Lint, format and tests:
 #   bash launch/test.sh [--interop] [--tpu] [--onnx] [--newest] [arguments of pytest]
 # --all, which is one of ours for pytest, also runs the tests that are marked slow, and
-# --minutes=50 begins none of those later than that after the start.
+# --minutes=35 begins none of those later than that after the start.
 # --interop also installs the third-party libraries that some tests compare with.
 # --tpu also installs libtpu, with which some tests compile for a TPU that is not here.
 # --onnx makes a second environment for jax2onnx, which pins an old Orbax.

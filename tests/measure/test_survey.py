@@ -7,7 +7,7 @@ import pytest
 import files
 import runs
 from g2sd_jax import loop, recipes, stages
-from g2sd_jax.measure import step_speed, survey
+from g2sd_jax.measure import counting, step_speed, survey
 from g2sd_jax.tools import chain
 
 LABELLED = files.photographs(per_class=5, splits=("train", "val"), classes="abc")
@@ -39,17 +39,21 @@ def without_split(name):
 )
 def test_folders_are_surveyed(tmp_path, contents, pictures, classes, split):
     root = files.write(tmp_path, contents)
-    facts = survey.take(str(root))
-    assert facts["gflops"] >= 100 and facts["device"] == "cpu"
+    facts = counting.count_classes(str(root), {})
     counted = (facts["pictures"], facts["classes"], facts["split"])
     assert counted == (pictures, classes, split)
     assert 30 <= facts["side"] <= 46
 
 
+def test_the_machine_is_measured():
+    facts = survey.machine()
+    assert facts["gflops"] >= 100 and facts["device"] == "cpu"
+
+
 def test_training_pictures_alone_are_refused_with_what_to_name(tmp_path):
     root = files.write(tmp_path, {n: d for n, d in LABELLED.items() if "train" in n})
     with pytest.raises(ValueError, match="a share of its pictures is then held out"):
-        survey.take(str(root))
+        counting.count_classes(str(root), {})
 
 
 def completed(tmp_path, arguments=""):

@@ -118,9 +118,11 @@ def count(config: ConfigDict, split: str) -> tuple[int, int]:
     """The number of pictures of a split, and of classes.
 
     Those of `config.data.class_list`; without one every label map is read, and classes
-    are counted up to the highest label that is not ignored.
+    are counted up to the highest label that is not ignored. No classes without maps.
     """
-    _, label_maps = pairs.list_pairs(config, split)
+    pictures, label_maps = pairs.list_pairs(config, split)
+    if label_maps is None:
+        return pictures.count, 0
     if config.data.class_list:
         return label_maps.count, classes.count_outputs(config.data.class_list)
     table = label_table(config)

@@ -140,7 +140,8 @@ def build(config: ConfigDict) -> core.Task:
 def complete(config: ConfigDict) -> None:
     """Sets what is None of the heads by the encoder, of the crops by `image_size`.
 
-    At 512 x 512 and with 12 or 24 blocks these are the published numbers.
+    At 512 x 512 and with 12 or 24 blocks these are the published numbers. Without label
+    maps the classes are the teacher's.
     """
     size = tuple(config.model.image_size)
     box = (min(size), LONGEST * min(size))
@@ -157,6 +158,8 @@ def complete(config: ConfigDict) -> None:
             published = None not in vit.SIZES.get(model.size, (None,))
             width = AUXILIARY_WIDTH if published else encoder.width
             derived[f"{group}.aux_width"] = min(AUXILIARY_WIDTH, width)
+    if config.data.classes == 0 and config.data.get("labels") == "":
+        set_classes(config)
     flat = errors.flatten(config.to_dict())
     chosen = {k: v for k, v in derived.items() if k in flat and flat[k] is None}
     if not chosen:
@@ -165,6 +168,21 @@ def complete(config: ConfigDict) -> None:
         config.update_from_flattened_dict(chosen)
     listing = ", ".join(f"config.{key}={value}" for key, value in chosen.items())
     parallel.print_once(f"derived from the sizes: {listing}")
+
+
+def set_classes(config: ConfigDict) -> None:
+    """Sets `config.data.classes` to those of the teacher, where there is one."""
+    checkpoint = config.get("teacher", {}).get("checkpoint", "")
+    if not resolution.named(checkpoint):
+        return
+    weights = loading.read(checkpoint, "config.teacher.checkpoint")
+    weights = rename_weights(
+        weights, "teacher", config.teacher.model, "config.teacher.model"
+    )
+    classes = weights.classes(parts.PIXEL_HEAD) or 0
+    with config.unlocked():
+        config.data.classes = classes
+    parallel.print_once(f"config.data.classes={classes} are those of {checkpoint}")
 
 
 def indivisible(divisor: str) -> str | None:

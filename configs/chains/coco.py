@@ -112,6 +112,7 @@ def finetune(plan: own.Plan, who: str) -> tuple[str, dict]:
         model=model(plan, who)
         | dict(head_width=channels, head_convs=convs, hidden=hidden),
         batch=batch,
+        total_steps=plan.args.steps or None,  # The recipe's own would go before epochs.
         eval_epochs=plan.tuned,
         augment=dict(scale=(0.5, 2.0)),
         proposals=dict(before=(500, 500), after=(250, 250)),

@@ -97,6 +97,7 @@ def finetune(plan: own.Plan, who: str) -> tuple[str, dict]:
     return "finetune:task=segmentation,model=custom", dict(
         model=model(plan, who),
         batch=max(2, plan.batch // 4),
+        total_steps=plan.args.steps or None,  # The recipe's own would go before epochs.
         eval_epochs=plan.tuned,
         augment=dict(fit=fit),
         inference=dict(fit=fit),

@@ -26,14 +26,16 @@ FACTS = dict(
     device=("", "cpu"),
     gflops=(0.0, 100.0),
 )
-# The same of a teacher that is there already: autoencoder or encoder, its size, and
-# what its pictures are normalised by (`0.5+0.5+0.5`; "" where its file does not say).
+# The same of a teacher that is there already: autoencoder or encoder, its size, that of
+# its pictures, and what these are normalised by (`0.5+0.5+0.5`; "" where its file does
+# not say).
 TEACHER_FACTS = dict(
     teacher_kind=("", "encoder"),
     teacher_width=(0, 384),
     teacher_depth=(0, 12),
     teacher_heads=(0, 6),
     teacher_patch=(0, 14),
+    teacher_side=(0, 224),
     teacher_mean=("?", ""),
     teacher_std=("?", ""),
 )
@@ -258,8 +260,40 @@ def models(
     window = max(multiple, side - side % multiple)
     most = labels.masked_grid.get(device, 0) * patch
     side = min(window, most) if most else window
+    if pretrained and args.teacher_kind == "autoencoder":
+        # Its decoder knows no other grid of patches.
+        side = args.teacher_side
+        window = window if labels.patches else side
+        check_autoencoder(args, patch, labels)
     size = dict(image_size=(side, side))
     return teacher | size, student | size, window
+
+
+def check_autoencoder(args: ConfigDict, patch: int, labels: Labels) -> None:
+    """Refuses arguments that a masked autoencoder as teacher does not go with.
+
+    Args:
+        args: of the chain.
+        patch: that the student is to have.
+        labels: what is particular to them.
+    """
+    side = args.teacher_side
+    if side < 1:
+        raise ValueError(
+            f"the weights at teacher={args.teacher!r} do not say the side of square "
+            "pictures that they are for; add the argument teacher_side=…"
+        )
+    if patch != args.teacher_patch:
+        raise ValueError(
+            f"teacher={args.teacher!r} is an autoencoder with patches of "
+            f"{args.teacher_patch} pixels; these labels need patches of "
+            f"{' or '.join(map(str, labels.patches))}, so name a teacher with those"
+        )
+    if args.image not in (0, side) and not labels.patches:
+        raise ValueError(
+            f"image={args.image}, but the autoencoder teacher={args.teacher!r} sees "
+            f"pictures of {side} pixels, and so has the student to: leave image out"
+        )
 
 
 def shape(text: str, patch: int) -> dict[str, Any]:

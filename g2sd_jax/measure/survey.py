@@ -75,6 +75,7 @@ def take_teacher(path: str) -> dict[str, object]:
         teacher_kind: autoencoder where there is a decoder, else encoder.
         teacher_width, teacher_depth, teacher_heads, teacher_patch: of the encoder; -1
             heads where the file does not say.
+        teacher_side: of its pictures; -1 where they are not square, or it is not said.
         teacher_mean, teacher_std: that its pictures are normalised by, such as
             `0.5+0.5+0.5`; "" where the file does not say.
     """
@@ -87,6 +88,7 @@ def take_teacher(path: str) -> dict[str, object]:
         )
     weights = loading.read(str(place), "teacher")
     shape = architecture.infer(weights.arrays, weights.describe, weights.source)
+    height, width = shape.image_size or (-1, -1)
     numbers = lambda name: "+".join(map(str, weights.describe.get(name) or ()))
     return dict(
         teacher_kind="autoencoder" if weights.has_decoder else "encoder",
@@ -94,6 +96,7 @@ def take_teacher(path: str) -> dict[str, object]:
         teacher_depth=shape.depth,
         teacher_heads=shape.heads or -1,
         teacher_patch=shape.patch,
+        teacher_side=height if height == width else -1,
         teacher_mean=numbers("mean"),
         teacher_std=numbers("std"),
     )

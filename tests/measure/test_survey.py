@@ -154,8 +154,25 @@ def test_a_teacher_that_is_there_is_read_and_only_tuned(tmp_path, pretrained):
     assert generic.distill.target == "decoder"
     # Those whose pictures are shared have patches of one size.
     assert by_name["g2sd"].model.patch == model.patch
-    stages.complete(generic)
+    assert stages.build(generic).frozen()  # Its decoder knows one grid of patches.
     assert generic.teacher.model.width == model.width
+    assert {c.model.image_size for c in by_name.values()} == {model.image_size}
+    spec += f",image={2 * model.image_size[0]}"
+    with pytest.raises(ValueError, match="sees pictures of 16 pixels, .* leave image"):
+        survey.complete(spec, recipes.load(spec), {}, {})
+
+
+def test_a_smoke_run_takes_the_teacher_that_is_there(tmp_path, pretrained):
+    """Its pictures are invented, so only the teacher is asked about."""
+    spec = f"chains/folder:smoke=True,steps=2,teacher={pretrained}"
+    config, facts = survey.complete(spec, recipes.load(spec), {}, {})
+    assert all(name.startswith("teacher_") for name in facts)
+    steps = chain.plan(config, str(tmp_path))
+    assert {step.config.data.source for step in steps} == {"fake"}
+    assert {step.config.total_steps for step in steps} == {2}
+    by_name = {step.name.split("/")[1]: step.config for step in steps}
+    assert stages.build(by_name["student_generic"]).frozen()
+    assert by_name["teacher"].init_from == str(pretrained)
 
 
 def test_an_encoder_is_learned_from_as_one(tmp_path):

@@ -87,8 +87,8 @@ def test_ignored_labels_are_told_apart():
         ignored("void")
 
 
-ABOUT = "teacher_kind=encoder,teacher_width=96,teacher_depth=6,teacher_patch=14,teacher_side=98"
-ABOUT += ",teacher_mean=0.5+0.5+0.5,teacher_std=0.5+0.5+0.5"
+ABOUT = "teacher_kind=encoder,teacher_width=96,teacher_depth=6,teacher_patch=14"
+ABOUT += ",teacher_side=98,teacher_mean=0.5+0.5+0.5,teacher_std=0.5+0.5+0.5"
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -5,7 +5,8 @@
     g2sd chain --config=chains/folder:path=DIR --workdir=runs/mine
 
 DIR is a folder or a tar: of CLASS/*.jpg, of train/CLASS/*.jpg and val/CLASS/*.jpg, or
-of pictures without classes, whose chain ends after generic distillation. Arguments:
+of pictures without classes, whose chain ends after generic distillation; if there is
+val/CLASS/*.jpg beside train/*.jpg, it judges the features. Arguments:
 
     student=96x4   width x depth of the student, or a named size such as ti16
     teacher=192x6  of the teacher, which the chain trains first; or a workdir, a file, a
@@ -19,7 +20,8 @@ of pictures without classes, whose chain ends after generic distillation. Argume
 
 The arguments below `hours` are measured and counted by `g2sd chain` where they are not
 given: the number of pictures and classes, how they are split, the shorter side of most,
-the device and its speed in GFLOP/s; what the teacher's file says of it.
+the classes that judge pictures without, the device and its speed in GFLOP/s; what the
+teacher's file says of it.
 """
 
 from ml_collections import ConfigDict
@@ -69,4 +71,5 @@ LABELS = own.Labels(
     pictures=data,
     finetune=finetune,
     specific=specific,
+    unlabelled=dict(judged=(-1, 0)),
 )

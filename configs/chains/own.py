@@ -50,6 +50,7 @@ ROWS = {
     "all": table.ROWS,
     "g2sd": (("teacher", "teacher"), table.ROWS[3], table.ROWS[4]),
 }
+NEIGHBOURS = 5  # That vote on the class of a picture, where no class is trained on.
 # Whose features there are without labels.
 UNLABELLED = ("teacher_mae", "student_mae", "student_generic")
 
@@ -110,7 +111,8 @@ class Labels(NamedTuple):
     specific: Callable[[Plan], tuple[str, dict]]  # The same of specific distillation.
     # (plan, width of an encoder) -> FLOPs of the heads' products for a picture.
     heads: Callable[[Plan, int], float] = lambda plan, width: 0.0
-    facts: Mapping[str, tuple] = {}  # Beside `FACTS`.
+    facts: Mapping[str, tuple] = {}  # Beside `FACTS`,
+    unlabelled: Mapping[str, tuple] = {}  # and what pictures without classes ask for.
     patches: tuple[int, ...] = ()  # Sides that the labels' stages take; (): any.
     masked_grid: Mapping[str, int] = {}  # Patches along a side there, by device.
     small_teacher: Mapping[str, Any] = {}  # What smoke changes of a teacher's model.
@@ -125,7 +127,8 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
         **options: further arguments of the recipe and their defaults.
     """
     facts = FACTS | labels.facts
-    absent = {name: value for name, (value, _) in (facts | TEACHER_FACTS).items()}
+    possible = facts | labels.unlabelled | TEACHER_FACTS
+    absent = {name: value for name, (value, _) in possible.items()}
     args = common.arguments(
         arguments,
         path="",
@@ -141,6 +144,8 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
         **absent,
     )
     pretrained = is_path(args.teacher)
+    if args.classes < 1:
+        facts |= labels.unlabelled
     if args.smoke:  # Nothing of the pictures is asked, for they are invented.
         facts = {}
     if args.smoke and pretrained:
@@ -149,7 +154,7 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
         facts |= TEACHER_FACTS
     missing = [name for name in facts if args[name] == absent[name]]
     asked = {name: args[name] for name in (*options, *labels.facts, "split")}
-    for name, (value, instead) in (FACTS | labels.facts | TEACHER_FACTS).items():
+    for name, (value, instead) in possible.items():
         if args[name] == value:
             args[name] = instead
     if args.rows not in ROWS:
@@ -386,6 +391,8 @@ def steps(
             optim=dict(lr=1.5e-3, warmup_epochs=masked / 20),
         ),
     )
+    if not args.classes and args.get("judged", 0) > 1:
+        unlabelled["monitor"] = dict(neighbours=NEIGHBOURS)
     labelled = merge(
         shared,
         dict(

@@ -63,6 +63,7 @@ def count_classes(path: str, options: Mapping[str, str]) -> dict[str, object]:
         side: the shorter one of the median picture, in pixels.
         split: the names of both splits, `train+val`; or `hold_out`, or `none` where
             there is nothing to judge by.
+        judged: classes of the evaluation split where the training one has none.
     """
     config = recipes.load("pretrain", {"data.source": "folder", "data.path": path})
     split = find_split(config)
@@ -72,9 +73,18 @@ def count_classes(path: str, options: Mapping[str, str]) -> dict[str, object]:
         split = split if "+" in split else "none"
         config = split_config(config, split)
         pictures, _ = source.count(config)
+    judged = 0
+    if not classes and "+" in split:
+        unlabelled = split_config(config, split, classes=0)
+        judged = len(folder.list_files(unlabelled, config.data.eval_split).classes)
     files = folder.list_files(config, config.data.train_split)
-    side = shorter_side(files)
-    return dict(pictures=pictures, classes=classes, side=side, split=split)
+    return dict(
+        pictures=pictures,
+        classes=classes,
+        side=shorter_side(files),
+        split=split,
+        judged=judged,
+    )
 
 
 def count_maps(path: str, options: Mapping[str, str]) -> dict[str, object]:
@@ -284,7 +294,7 @@ def exists(config: ConfigDict, split: str) -> bool:
     return True
 
 
-def split_config(config: ConfigDict, split: str, **data: str) -> ConfigDict:
+def split_config(config: ConfigDict, split: str, **data: str | int) -> ConfigDict:
     """Copies a config with the splits that `split` names, and keys of `config.data`."""
     config = config.copy_and_resolve_references()
     with config.unlocked():

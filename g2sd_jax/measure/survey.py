@@ -40,7 +40,8 @@ def complete(
     missing = set(config.survey.facts) - set(facts)
     if missing - set(own.TEACHER_FACTS):
         count = counting.SOURCES[config.survey.source]
-        facts = facts | count(config.survey.path, config.survey.options) | machine()
+        counted = count(config.survey.path, config.survey.options)
+        facts = counted | machine() | facts  # A restart keeps what it was sized by.
     if missing & set(own.TEACHER_FACTS):
         facts = facts | take_teacher(config.survey.teacher)
     chosen = {name: facts[name] for name in config.survey.facts}

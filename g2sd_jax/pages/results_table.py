@@ -105,6 +105,17 @@ def score_of(run: str) -> core.Score:
     return speed.score_of(model)
 
 
+def monitored(run: str) -> list[tuple[core.Score, float]]:
+    """The scores, and their final values, of the evaluators of a run without a task."""
+    config = finished.config_of(run)
+    metrics = final_metrics(run)
+    return [
+        (evaluator.score, metrics[f"{name}/{evaluator.score.key}"])
+        for name, evaluator in stages.build(config).evaluators.items()
+        if evaluator.score and evaluator.score.higher_is_better
+    ]
+
+
 def metric_name(score: core.Score) -> str:
     """The name of a task's score in metrics.jsonl and DONE, such as `eval/top1`."""
     return f"{speed.TASK}/{score.key}"

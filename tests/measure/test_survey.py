@@ -6,7 +6,7 @@ import pytest
 
 import files
 import runs
-from g2sd_jax import loop, recipes, stages
+from g2sd_jax import loop, open_keys, recipes, stages
 from g2sd_jax.measure import counting, step_speed, survey
 from g2sd_jax.tools import chain
 
@@ -50,6 +50,26 @@ def test_the_machine_is_measured():
     assert facts["gflops"] >= 100 and facts["device"] == "cpu"
 
 
+def test_classes_of_the_evaluation_pictures_judge_features(tmp_path):
+    """Where the training pictures have none; where none has any, nothing is judged."""
+    flat = lambda n: n if "val" in n else f"train/{n.replace('/', '_')}"
+    root = files.write(tmp_path, {flat(n): data for n, data in LABELLED.items()})
+    spec = f"chains/folder:path={root}"
+    config, facts = survey.complete(spec, recipes.load(spec), {}, {})
+    counted = facts["classes"], facts["judged"], facts["split"], facts["pictures"]
+    assert counted == (0, 3, "train+val", 15) and not config.rows
+    steps = chain.plan(config, str(tmp_path / "chain"))
+    assert {step.config.monitor.neighbours for step in steps} == {5}
+    config = open_keys.fill(steps[0].config, str(tmp_path / "new"))
+    evaluator = stages.build(config).evaluators["knn"]
+    rows = [e for _, examples in evaluator.batches() for e in examples]
+    assert [row["label"] for row in rows].count(2) == 5 and len(rows) == 15
+    none = FACTS.replace("classes=5", "classes=0")
+    nothing = f"chains/folder:path={root},{none},judged=0"
+    steps = chain.plan(recipes.load(nothing), str(tmp_path / "other"))
+    assert {step.config.monitor.neighbours for step in steps} == {0}
+
+
 def test_training_pictures_alone_are_refused_with_what_to_name(tmp_path):
     root = files.write(tmp_path, {n: d for n, d in LABELLED.items() if "train" in n})
     with pytest.raises(ValueError, match="a share of its pictures is then held out"):
@@ -84,7 +104,7 @@ def test_a_restart_takes_the_facts_of_the_first_start(tmp_path):
 
 def test_facts_that_are_given_are_not_taken(tmp_path):
     _, facts = completed(tmp_path, ",pictures=7,gflops=50.0")
-    assert set(facts) == {"classes", "side", "split", "device"}
+    assert set(facts) == {"classes", "side", "split", "device", "judged"}
 
 
 def test_hours_and_speed_set_the_epochs():
@@ -158,7 +178,7 @@ def test_a_teacher_that_is_there_is_read_and_only_tuned(tmp_path, pretrained):
     assert generic.teacher.model.width == model.width
     assert {c.model.image_size for c in by_name.values()} == {model.image_size}
     spec += f",image={2 * model.image_size[0]}"
-    with pytest.raises(ValueError, match="sees pictures of 16 pixels, .* leave image"):
+    with pytest.raises(ValueError, match=r"sees pictures of 16 pixels, .* leave image"):
         survey.complete(spec, recipes.load(spec), {}, {})
 
 

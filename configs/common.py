@@ -89,7 +89,7 @@ def base() -> ConfigDict:
     config.data.mean = (0.485, 0.456, 0.406)  # Of pixels in 0..1, per channel.
     config.data.std = (0.229, 0.224, 0.225)
     config.data.limit = placeholder(int)  # Keep only so many examples of a split.
-    config.data.hold_out = 0.0  # Of a folder without splits: the share that evaluates.
+    config.data.hold_out = 0.0  # Of pictures without splits: the share that evaluates.
     # Of pictures that are decoded as they are needed; those in memory need none.
     config.data.canvas = 1.75  # Times the model's size, cropped there; 0: on the host.
     config.data.eval_crop = placeholder(float)  # None: 0.875 up to 224 pixels, else 1.
@@ -292,12 +292,15 @@ def classifier(size: str, image: int = 224, **changes: object) -> ConfigDict:
 def segmentor(size: str, image: int = 512, **changes: object) -> ConfigDict:
     """An encoder with relative positions, four taps, and UperNet's two heads."""
     model = vit(size, image)
-    # Blocks, counted from 0, whose tokens become strides 4, 8, 16 and 32.
-    model.taps = (7, 11, 15, 23) if size == "l16" else (3, 5, 7, 11)
+    # Blocks, counted from 0, whose tokens become strides 4, 8, 16 and 32; None: after
+    # a third, half, two thirds and all of them, as published: (3, 5, 7, 11) of 12.
+    model.taps = placeholder(tuple)
     model.layer_scale = 1.0  # Where the learned factors of the residual branches start.
     model.head_width = placeholder(int)  # Channels of the decode head; None: encoder's.
     model.pool_scales = (1, 2, 3, 6)
-    model.aux_width = 256  # Channels of the auxiliary head; 0: no such head.
+    # Channels of the auxiliary head; 0: no such head; None: 256, as published, or those
+    # of an encoder that has fewer and no published size.
+    model.aux_width = placeholder(int)
     model.drop_path = 0.2 if size == "l16" else 0.1
     model.dropout = 0.1  # Of whole channels before either head's classifier.
     model.update(changes)

@@ -3,6 +3,7 @@
 """What the recipes of semantic segmentation share: ADE20K, as G2SD trains it."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from g2sd_jax.configs import common
 
@@ -39,7 +40,9 @@ def task(size: str, lr: float = 1e-4, layer_decay: float = 0.65) -> ConfigDict:
     config.init_from = ""  # Workdir or file of an encoder, or of a segmentor.
     config.model = common.segmentor(size)
     config.augment = ConfigDict()
-    config.augment.fit = (512, 2048)  # Shorter, longer side at most, times the scale.
+    # Shorter, longer side at most, times the scale; None: the shorter one is that of
+    # model.image_size, the longer four times it, as published: (512, 2048).
+    config.augment.fit = placeholder(tuple)
     config.augment.scale = (0.5, 2.0)
     config.augment.crop_share = 0.75  # One class covers less of a crop; 1: any crop.
     config.augment.crop_tries = 10  # Until one is found; the next is taken as it is.
@@ -50,8 +53,9 @@ def task(size: str, lr: float = 1e-4, layer_decay: float = 0.65) -> ConfigDict:
     config.loss.divisor = "all"  # Ignored pixels count in the mean (published); valid.
     config.inference = ConfigDict()
     config.inference.mode = "slide"  # slide, whole: windows, or one picture as one.
-    config.inference.fit = (512, 2048)  # Shorter, longer side at most, before slide.
-    config.inference.stride = (341, 341)  # From window to window, rows and columns.
+    config.inference.fit = placeholder(tuple)  # Before slide; None: as augment.fit.
+    # From window to window, rows and columns; None: two thirds of model.image_size.
+    config.inference.stride = placeholder(tuple)
     config.inference.scales = (1.0,)  # More: probabilities of all are averaged.
     config.inference.flip = False  # True: of the mirrored picture, too.
     config.optim = common.adamw(

@@ -97,7 +97,7 @@ def steps(
         stage.describe,
         **dataset.describe,
         stage=config.stage,
-        class_names=dataset.classes,
+        class_names=dataset.classes or stage.describe.get("class_names", ()),
         eval_crop=dataset.eval_crop,
         data=source.describe(config),
     )

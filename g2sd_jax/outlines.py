@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from g2sd_jax import palette
 
@@ -46,7 +46,7 @@ def draw(
     if factor > 1:
         size = tuple(factor * side for side in image.size)
         image = image.resize(size, Image.Resampling.NEAREST)
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default()
+    canvas, font = ImageDraw.Draw(image), palette.font()
     for outline in reversed(outlines):
         colour = tuple(palette.colours()[outline.label % 255].tolist())
         x1, y1, x2, y2 = (factor * float(side) for side in outline.box)

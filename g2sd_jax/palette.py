@@ -3,7 +3,9 @@
 """Colours of classes: a table of them, pictures tinted by it, a legend."""
 
 import functools
+import importlib
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,6 +34,7 @@ WEIGHT = 1.5  # Of a distance that colour-blind eyes see, beside one of all othe
 STRENGTH = 0.5  # Share of the class's colour in a tinted picture.
 EDGE = 0.7  # Share of it, without the picture, at the edge of a region.
 LINE, SWATCH = 14, 10  # Pixels of a line, a coloured square.
+FONT_SIZE = 9  # Of DejaVu Sans, in pixels.
 
 
 @functools.cache
@@ -116,6 +119,17 @@ def to_indexed(label_map: np.ndarray) -> Image.Image:
     return image
 
 
+@functools.cache
+def font() -> ImageFont.FreeTypeFont:
+    """The font of all drawings: DejaVu Sans, which comes with matplotlib.
+
+    Pillow's own has the letters of ASCII alone.
+    """
+    folder = importlib.import_module("matplotlib").get_data_path()
+    path = os.path.join(folder, "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, FONT_SIZE)
+
+
 def legend(rows: Sequence[tuple[int, str]], width: int) -> Image.Image:
     """Draws (label, words), each beside its colour, in as many columns as fit.
 
@@ -123,8 +137,7 @@ def legend(rows: Sequence[tuple[int, str]], width: int) -> Image.Image:
         rows: labels 0..255, and what stands beside their colours.
         width: pixels; a single column may be wider.
     """
-    font = ImageFont.load_default()
-    longest = max((font.getlength(words) for _, words in rows), default=0)
+    longest = max((font().getlength(words) for _, words in rows), default=0)
     cell = SWATCH + 12 + math.ceil(longest)
     columns = max(1, width // cell)
     lines = -(-len(rows) // columns)
@@ -134,7 +147,7 @@ def legend(rows: Sequence[tuple[int, str]], width: int) -> Image.Image:
         x, y = number // lines * cell + 3, number % lines * LINE + 3
         colour = tuple(map(int, colours()[label]))
         draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline="black")
-        draw.text((x + SWATCH + 4, y - 1), words, fill="black", font=font)
+        draw.text((x + SWATCH + 4, y - 1), words, fill="black", font=font())
     return image
 
 
@@ -149,8 +162,7 @@ def stack_vertically(*images: Image.Image) -> Image.Image:
 
 
 def drawable_name(name: str, label: int) -> str:
-    """The name of a class in a picture; its number, if the font lacks a letter.
-
-    Pillow's own font has the letters of ASCII alone, and a box for any other.
-    """
-    return name if name.isascii() else str(label)
+    """The name of a class in a picture; its number, if the font lacks a letter."""
+    box = bytes(font().getmask("\uffff"))  # What it draws for what it lacks.
+    lacking = any(bytes(font().getmask(letter)) == box for letter in set(name))
+    return str(label) if lacking else name

@@ -58,7 +58,21 @@ def report(
         path, png = os.path.join(path, PICTURE), io.BytesIO()
         sheet(config, stage, examples, dataset.classes).save(png, format="PNG")
         workdir.write_bytes(path, png.getvalue())
-        parallel.print_once(f"its first {len(examples['image'])} pictures: {path}")
+        note = undrawn(dataset.classes)
+        parallel.print_once(
+            f"its first {len(examples['image'])} pictures: {path}{note}"
+        )
+
+
+def undrawn(classes: Sequence[str]) -> str:
+    """A clause on the classes that a drawing has as numbers, "" where it has none."""
+    lacking = [name for name in classes if palette.drawable_name(name, -1) != name]
+    if not lacking:
+        return ""
+    return (
+        f" ({len(lacking)} classes by their numbers: the font, DejaVu Sans, lacks "
+        "letters of their names)"
+    )
 
 
 def counts(config: ConfigDict, dataset: datasets.Dataset) -> str:
@@ -162,5 +176,7 @@ def tile(picture: core.Picture) -> Image.Image:
     for i, image in enumerate(images):
         drawn.paste(image.resize((width, height), kind), (2 + i * (width + 2), 2))
     for line, words in enumerate(picture.caption.split("\n")):
-        ImageDraw.Draw(drawn).text((2, height + 2 + line * LINE), words, fill="black")
+        place = (2, height + 2 + line * LINE)
+        canvas = ImageDraw.Draw(drawn)
+        canvas.text(place, words, fill="black", font=palette.font())
     return drawn

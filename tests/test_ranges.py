@@ -21,8 +21,8 @@ STAGES += ["finetune:task=detection"]
 STAGES += ["specific_cls:loss=soft", "specific_cls:loss=nkd", "specific_seg:loss=kl"]
 CHAINS = [name for name in recipes.names() if name.startswith("chains/")]
 SPELLED = {"optim.rules"}  # Checked entry by entry.
-# A tuple that no recipe sets: it comes from a weight file.
-OF_FILES = {"model.variant.rotary_grid"}
+# Tuples that no recipe sets: from a weight file, from the depth of an encoder.
+OF_FILES = {"model.variant.rotary_grid", "model.taps"}
 # Keys of a recipe of one's own, which asks for them by the choice of another key.
 CHOSEN = {
     f"optim.{key}"

@@ -125,3 +125,8 @@ def test_a_segmentor_shows_its_label_maps(tmp_path, capsys):
     example = {name: values[0] for name, values in seen.items()}
     caption = stage.picture({**example, "image": levels[0]}, ()).caption
     assert caption.count("%") >= 2
+
+
+def test_classes_that_no_font_draws_are_told_of():
+    assert summary.undrawn(("straße", "дорога")) == ""
+    assert "(1 classes by their numbers: the font" in summary.undrawn(("road", "道路"))

@@ -82,6 +82,11 @@ def segmentation(data: str) -> tuple[str, str]:
     return f"finetune:task=segmentation,data={data},", f"specific_seg:data={data},"
 
 
+def detection(data: str) -> tuple[str, str]:
+    """The recipes of detection, on a set of `configs/detection.py`."""
+    return f"finetune:task=detection,data={data},", f"specific_det:data={data},"
+
+
 def published(
     args: ConfigDict,
     student: str,
@@ -89,6 +94,7 @@ def published(
     shared: dict,
     changes: Mapping[str, dict] | None = None,
     task: tuple[str, str] = CLASSIFICATION,
+    small_teacher: Mapping[str, object] | None = None,
 ) -> dict[str, tuple[str, dict]]:
     """The published recipes as {step: (recipe, overrides)}.
 
@@ -99,7 +105,8 @@ def published(
         teacher: row of the sizes table.
         shared: overrides of every step, such as where the data are.
         changes: {step: further overrides}.
-        task: `CLASSIFICATION`, or `segmentation` of a set.
+        task: `CLASSIFICATION`, or `segmentation` or `detection` of a set.
+        small_teacher: further model keys of the fine-tuned teacher, with `smoke`.
     """
     finetune, specific = task
     both = f"student={student},teacher={teacher}"
@@ -117,8 +124,9 @@ def published(
     short = ",smoke" * args.smoke + f",steps={args.steps}" * bool(args.steps)
     if args.smoke:
         # The teacher is trained as large as its students' recipes shrink it to.
-        teacher = dict(model=common.SMALL_TEACHER_SIZE)
-        shared, changes = {}, dict(teacher_mae=teacher, teacher=teacher)
+        encoder = dict(model=common.SMALL_TEACHER_SIZE)
+        teacher = dict(model=common.SMALL_TEACHER_SIZE | dict(small_teacher or {}))
+        shared, changes = {}, dict(teacher_mae=encoder, teacher=teacher)
         recipes = {
             name: recipe.replace("custom", "b16") for name, recipe in recipes.items()
         }

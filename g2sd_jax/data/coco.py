@@ -76,7 +76,7 @@ def load_training(config: ConfigDict, split: str) -> datasets.Dataset:
 
 def count(config: ConfigDict, split: str) -> tuple[int, int]:
     """The number of pictures of a split that have an object, and of categories."""
-    annotations = coco_json.read(locate(config, "annotations", split))
+    annotations, _ = list_pictures(config, split)
     with_objects = sum(bool(image.objects) for image in annotations.images)
     return with_objects, len(annotations.classes)
 
@@ -86,12 +86,11 @@ def list_pictures(
 ) -> tuple[coco_json.Annotations, encoded.Encoded]:
     """The annotations of a split, and the picture of each at the same index."""
     decoder.check_channels(config.model.channels)
-    for key, unused in (("hold_out", 0.0), ("class_list", "")):
-        if config.data[key] != unused:
-            raise ValueError(
-                f"config.data.{key}={config.data[key]}: a json has splits and classes "
-                f"of its own; set it to {unused!r}."
-            )
+    if config.data.class_list:
+        raise ValueError(
+            f"config.data.class_list={config.data.class_list}: a json has classes of "
+            "its own; set it to ''."
+        )
     annotations = coco_json.read(locate(config, "annotations", split))
     path = locate(config, "images", split)
     if path.is_file() and not path.name.endswith(folder.TARS):
@@ -101,11 +100,18 @@ def list_pictures(
     root = folder.open_root(path)
     listing = root.beneath("")
     names = match_names([image.name for image in annotations.images], listing, path)
+    if config.data.hold_out:
+        keys = ("images", "annotations")
+        chosen = folder.hold_out_files(config, split, names, keys)
+        images = zip(annotations.images, names, strict=True)
+        images = tuple(image for image, name in images if name in chosen)
+        annotations = annotations._replace(images=images)
+        names = [name for name in names if name in chosen]
     places = [listing.files[name] for name in names]
     above = f"{path}{root.separator}"
     origin = f"split {split!r} of {path}"
     notes = [*annotations.notes, *walk.notes(listing, origin)]
-    unnamed = len(listing.files) - len(set(names))
+    unnamed = 0 if config.data.hold_out else len(listing.files) - len(set(names))
     if unnamed:
         notes.append(f"{origin}: {unnamed} pictures are not in the json, and not used.")
     return annotations, encoded.Encoded(

@@ -323,6 +323,30 @@ def hold_out(
     return side
 
 
+def hold_out_files(
+    config: ConfigDict, split: str, names: Collection[str], keys: Sequence[str]
+) -> set[str]:
+    """One side of `config.data.hold_out` of pictures that lie in no class folders.
+
+    The same as pictures without labels have in the folder that `names` are paths in.
+
+    Args:
+        config: the recipe.
+        split: `config.data.train_split` or `config.data.eval_split`.
+        names: paths of all pictures.
+        keys: of `config.data`, which then name one split.
+    """
+    for key in ("path", *keys):
+        if "{split}" in config.data[key]:
+            raise ValueError(
+                f"config.data.hold_out={config.data.hold_out}, but config.data.{key}="
+                f"{config.data[key]!r} has {{split}} in it: there are splits already; "
+                "set config.data.hold_out to 0.0."
+            )
+    everything = {"": dict.fromkeys(names, "")}
+    return set(hold_out(config, split, everything, (), Path(config.data.path))[""])
+
+
 def open_root(path: Path) -> "Folder | Tar":
     """Opens a folder, or a tar, which is scanned once for all splits in it."""
     if path.is_dir():

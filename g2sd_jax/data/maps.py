@@ -41,11 +41,6 @@ def load(config: ConfigDict, split: str) -> datasets.Dataset:
     The original of an unreadable example is {}.
     """
     decoder.check_channels(config.model.channels)
-    if config.data.hold_out:
-        raise ValueError(
-            f"config.data.hold_out={config.data.hold_out}: label maps come in splits "
-            "of their own; set it to 0.0."
-        )
     if config.data.classes == 1:
         raise ValueError(
             "config.data.classes=1: one class has nothing to be told from, and its "
@@ -123,9 +118,11 @@ def count(config: ConfigDict, split: str) -> tuple[int, int]:
     """The number of pictures of a split, and of classes.
 
     Those of `config.data.class_list`; without one every label map is read, and classes
-    are counted up to the highest label that is not ignored.
+    are counted up to the highest label that is not ignored. No classes without maps.
     """
-    _, label_maps = pairs.list_pairs(config, split)
+    pictures, label_maps = pairs.list_pairs(config, split)
+    if label_maps is None:
+        return pictures.count, 0
     if config.data.class_list:
         return label_maps.count, classes.count_outputs(config.data.class_list)
     table = label_table(config)
@@ -135,7 +132,7 @@ def count(config: ConfigDict, split: str) -> tuple[int, int]:
             stored = decode(label_maps.read(index), label_maps.name(index))
         except (OSError, decoder.Unreadable):
             return -1  # Training lists it as a bad example.
-        labels = table[stored]
+        labels = table[stored].astype(int)  # Which -1 fits into.
         return int(labels[labels != label_values.IGNORED].max(initial=-1))
 
     with threads.Pool(len(threads.cores()), "count") as pool:

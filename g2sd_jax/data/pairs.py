@@ -5,6 +5,7 @@
 `config.data.images` and `config.data.labels` are paths beneath `config.data.path` with
 `{split}` and one `*` in the last part: what the star stands for has to be the same for
 a picture and its map, deeper folders included. Without an ending any picture file fits.
+Without `{split}` a share of the pictures evaluates, `config.data.hold_out`.
 """
 
 import itertools
@@ -64,7 +65,7 @@ def list_pairs(
         )
     origin = f"split {split!r} of {path}"
     above = f"{path}{root.separator}"
-    stems = sorted(pictures)
+    stems = stems_of(config, split, pictures)
     return (
         as_encoded(root, [pictures[stem] for stem in stems], above, origin),
         as_encoded(root, [label_maps[stem] for stem in stems], above, origin),
@@ -126,8 +127,18 @@ def _pictures_alone(
             "or config.data.train_split."
         )
     origin, above = f"split {split!r} of {path}", f"{path}{root.separator}"
-    files = [pictures[stem] for stem in sorted(pictures)]
+    files = [pictures[stem] for stem in stems_of(config, split, pictures)]
     return as_encoded(root, files, above, origin)
+
+
+def stems_of(config: ConfigDict, split: str, pictures: Matches) -> list[str]:
+    """The sorted keys of the pictures of a split, after `config.data.hold_out`."""
+    if not config.data.hold_out:
+        return sorted(pictures)
+    top = pattern_for(config, "images", split).rpartition("/")[0]
+    names = {path.removeprefix(f"{top}/"): stem for stem, (path, _) in pictures.items()}
+    chosen = folder.hold_out_files(config, split, names, ("images", "labels"))
+    return sorted(names[name] for name in chosen)
 
 
 def as_encoded(

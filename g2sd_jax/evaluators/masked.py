@@ -33,13 +33,19 @@ def evaluators(
     if config.monitor.loss:
         chosen["val"] = mean_loss(config, stage, batches)
     if config.monitor.neighbours:
-        if config.data.classes < 2:
-            raise ValueError(
-                f"config.monitor.neighbours={config.monitor.neighbours} votes on "
-                f"labels, but config.data.classes={config.data.classes}; set it to 0."
-            )
+        if config.data.classes == 1:
+            raise no_labels(config)
         chosen["knn"] = neighbours(config, student, batches)
     return chosen
+
+
+def no_labels(config: ConfigDict) -> ValueError:
+    """The error about neighbours that have nothing to vote on."""
+    return ValueError(
+        f"config.monitor.neighbours={config.monitor.neighbours} votes on labels, but "
+        f"config.data.classes={config.data.classes}, and the evaluation pictures have "
+        "none either; set it to 0."
+    )
 
 
 def mean_loss(
@@ -91,7 +97,11 @@ def mean_loss(
 def neighbours(
     config: ConfigDict, student: mae.Mae, batches: Callable
 ) -> core.Evaluator:
-    """Top-1 of a vote among the nearest training images, by cosine (after DINO)."""
+    """Top-1 of a vote among the nearest training images, by cosine (after DINO).
+
+    Where these have no labels, among the other evaluation images.
+    """
+    labelled = config.data.classes > 0
     encoder = mae.encoder(student)
     bank_of = functools.cache(lambda: bank_of_config(config))
     eval_spec = augment.spec(config, train=False)
@@ -101,6 +111,11 @@ def neighbours(
             yield batch, [dict(example, bank=bank) for example in examples]
 
     def bank_then_split():
+        if not labelled:
+            split = splits.eval_split(config)()
+            if len(split.classes) < 2:
+                raise no_labels(config)
+            return marked(splits.batches_from(lambda: split, config)(), 1)
         hosts = jax.process_index(), jax.process_count()
         bank = order.eval_batches(bank_of(), config.batch, *hosts)
         return itertools.chain(marked(bank, 1), marked(batches(), 0))
@@ -110,6 +125,8 @@ def neighbours(
         features = mae.features(encoder, variables, image)
         norm = jax.numpy.linalg.norm(features, axis=-1, keepdims=True)
         return {"features": features / jax.numpy.maximum(norm, 1e-12)}
+
+    chance = 100 / config.data.classes if labelled else None
 
     def start():
         return dict(
@@ -130,6 +147,16 @@ def neighbours(
 
     def finish(state):
         bank = state["bank"]
+        if not labelled and len(bank) > 1:
+            chosen = vote(
+                state["features"],
+                state["label"],
+                state["features"],
+                count=config.monitor.neighbours,
+                classes=int(state["label"].max()) + 1,
+                itself=False,
+            )
+            return {"top1": 100.0 * float(np.mean(chosen == state["label"]))}
         if bank.all() or not bank.any():
             return {"top1": float("nan")}
         chosen = vote(
@@ -148,7 +175,7 @@ def neighbours(
         update=update,
         merge=merge,
         finish=finish,
-        scores=(core.Score("top1", "top-1", chance=100 / config.data.classes),),
+        scores=(core.Score("top1", "top-1", chance=chance),),
     )
 
 
@@ -160,6 +187,7 @@ def vote(
     count: int,
     classes: int,
     temperature: float = 0.07,
+    itself: bool = True,
 ) -> np.ndarray:
     """[M] classes, each neighbour weighing exp(cosine / temperature).
 
@@ -170,9 +198,13 @@ def vote(
         count: how many neighbours vote.
         classes: C.
         temperature: of the weights.
+        itself: False where `features` are the bank, whose images do not vote on
+            themselves.
     """
-    count = min(count, len(bank))
+    count = min(count, len(bank) - (not itself))
     similar = features @ bank.T  # [M, N]
+    if not itself:
+        np.fill_diagonal(similar, -np.inf)
     nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
     weights = np.exp(np.take_along_axis(similar, nearest, axis=1) / temperature)
     votes = np.zeros((len(features), classes))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from g2sd_jax import tasks
 from g2sd_jax.data import order, threads
 from g2sd_jax.measure import readers
 
@@ -36,6 +37,8 @@ def measure(
             the recipe's are a prepared copy of them; "" = the same.
         step: images/s of the step that is fed; 0 = unknown.
     """
+    if "task" in config:
+        tasks.complete(config)
     both = readers.of(config, original)
     mine, others = (
         order.epoch_order(config.seed, 0, count)[:PICTURES]

@@ -222,6 +222,11 @@ def segmentor(
     return Segmentor(backbone, head, auxiliary)
 
 
+def taps_of(depth: int) -> tuple[int, int, int, int]:
+    """The blocks, counted from 0, after a third, half, two thirds and all of them."""
+    return tuple(max(0, round(depth * part / 6) - 1) for part in (2, 3, 4, 6))
+
+
 def check(model: ConfigDict, where: str) -> None:
     """Refuses shapes that no pyramid can be made of."""
     size, (rows, columns) = vit.size(model, where), vit.grid(model, where)

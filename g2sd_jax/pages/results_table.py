@@ -22,6 +22,7 @@ class Row(NamedTuple):
     generic: str  # yes, no; – for the teacher
     specific: str
     scores: tuple[float, ...]  # one per seed, or one that they share
+    others: Mapping[str, float | None] = {}  # means of the task's further scores
 
     @property
     def mean(self) -> float:
@@ -44,6 +45,7 @@ def rows(config: ConfigDict, folder: str) -> tuple[list[Row], list[speed.Speed]]
             generic=generic,
             specific=specific,
             scores=scores_of(runs[i]),
+            others=other_scores(models[i], runs[i]),
         )
         table_rows.append(row)
     return table_rows, speeds
@@ -80,11 +82,38 @@ def scores_of(runs: Sequence[str]) -> tuple[float, ...]:
     )
 
 
+def other_scores(
+    model: finished.Finished, runs: Sequence[str]
+) -> dict[str, float | None]:
+    """The means of a task's further scores over the runs of a step, by name.
+
+    One that knowing nothing has in full, such as top-5 among five classes, is left out.
+    """
+    means = {}
+    for score in speed.evaluator_of(model).scores[1:]:
+        if score.chance is not None and score.chance >= 100:
+            continue
+        values = [final_metrics(run).get(metric_name(score)) for run in runs]
+        means[score.name] = None if None in values else statistics.fmean(values)
+    return means
+
+
 def score_of(run: str) -> core.Score:
     """The score of the task that a run was trained for."""
     config = finished.config_of(run)
     model = finished.Finished(run, config, stages.build(config), {}, {})
     return speed.score_of(model)
+
+
+def monitored(run: str) -> list[tuple[core.Score, float]]:
+    """The scores, and their final values, of the evaluators of a run without a task."""
+    config = finished.config_of(run)
+    metrics = final_metrics(run)
+    return [
+        (evaluator.score, metrics[f"{name}/{evaluator.score.key}"])
+        for name, evaluator in stages.build(config).evaluators.items()
+        if evaluator.score and evaluator.score.higher_is_better
+    ]
 
 
 def metric_name(score: core.Score) -> str:
@@ -149,25 +178,28 @@ def effect(what: str, row: Row, other: Row, score: core.Score) -> str:
 def table(
     rows: Sequence[Row], score: core.Score
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Header and cells, as text.
+    """Header and cells, as text: the score first, for a narrow page cuts the last ones.
 
     Args:
         rows: one per method, the teacher's first.
         score: what their scores are.
     """
     scale, unit = (1e6, "M") if rows[0].params >= 1e6 else (1e3, "thousands")
-    header = ["method", f"params ({unit})", "throughput", "generic", "specific"]
+    others = tuple(rows[0].others)
+    header = ["method", score.name, "share", "generic", "specific", f"params ({unit})"]
     share = lambda row: f"{100 * row.mean / rows[0].mean:.1f} %"
-    return [*header, score.name, "each seed", "share"], [
+    shown = lambda value: "–" if value is None else f"{value:.2f}"
+    return [*header, "throughput", "each seed", *others], [
         (
             row.method,
-            f"{row.params / scale:.2f}",
-            f"{row.throughput:.2f}x",
+            plus_minus(row.scores),
+            share(row) if rows[0].mean else "–",
             row.generic,
             row.specific,
-            plus_minus(row.scores),
+            f"{row.params / scale:.2f}",
+            f"{row.throughput:.2f}x",
             ", ".join(f"{value:.1f}" for value in row.scores),
-            share(row) if rows[0].mean else "–",
+            *(shown(row.others[name]) for name in others),
         )
         for row in rows
     ]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
-from g2sd_jax import core, errors, parallel
+from g2sd_jax import core, errors, parallel, tasks
 from g2sd_jax.models import layers, mae, vit
 from g2sd_jax.weights import resolution
 
@@ -27,7 +27,9 @@ def names() -> list[str]:
 
 
 def complete(config: ConfigDict) -> None:
-    """Sets the keys of `config` that its weight files answer (`weights.resolution`).
+    """Sets the keys of `config` that its weight files, or other keys, answer.
+
+    See `weights.resolution` and `tasks.complete`.
 
     A second time it changes nothing.
     """
@@ -47,6 +49,8 @@ def complete(config: ConfigDict) -> None:
         decoder = mae.decoder(config.teacher.model, where)
         with distill.unlocked():
             distill.teacher_block = (decoder.depth + 1) // 2
+    if "task" in config:
+        tasks.complete(config)
 
 
 def complete_teacher(config: ConfigDict) -> None:

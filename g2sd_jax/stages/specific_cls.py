@@ -16,7 +16,7 @@ from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import augment
 from g2sd_jax.stages import finetune
-from g2sd_jax.tasks import first_batch
+from g2sd_jax.tasks import first_batch, teachers
 from g2sd_jax.weights import agreement, catalogue, graft, loading
 
 NEEDS = ("task", "teacher", "distill")
@@ -122,6 +122,7 @@ def build(config: ConfigDict) -> core.Stage:
     if labelled:
         return stage._replace(probe=probe, chance={TEACHER_TOP1: chance})
     return stage._replace(
+        describe=teachers.with_class_names(stage.describe, config.teacher.checkpoint),
         chance={},
         evaluators={},
         reads=(),

@@ -17,7 +17,7 @@ from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import layers, upernet, vit
 from g2sd_jax.ops import label_maps, resize
 from g2sd_jax.stages import finetune
-from g2sd_jax.tasks import first_batch, segmentation
+from g2sd_jax.tasks import first_batch, segmentation, teachers
 from g2sd_jax.weights import agreement, graft, loading, parts
 
 NEEDS = ("task", "teacher", "distill")
@@ -131,6 +131,7 @@ def build(config: ConfigDict) -> core.Stage:
     if labelled:
         return stage._replace(probe=probe, chance={TEACHER_ACCURACY: chance})
     return stage._replace(
+        describe=teachers.with_class_names(stage.describe, config.teacher.checkpoint),
         chance={},
         evaluators={},
         summarise=functools.partial(first_batch.unlabelled_lines, ["decode", "aux"]),

@@ -18,11 +18,21 @@ from g2sd_jax.losses import cross_entropy
 from g2sd_jax.models import layers, upernet, vit
 from g2sd_jax.ops import label_maps
 from g2sd_jax.tasks import classification, first_batch
-from g2sd_jax.weights import agreement, graft, loading, parts, segmentor_names
+from g2sd_jax.weights import (
+    agreement,
+    graft,
+    loading,
+    parts,
+    resolution,
+    segmentor_names,
+)
 
 NEEDS = ("init_from", "loss", "inference")
 RECIPE = "finetune:task=segmentation"
 READS = ("label_map",)
+
+LONGEST = 4  # Times the shorter side: the longer one of a picture, at most.
+AUXILIARY_WIDTH = 256  # Channels of the auxiliary head, as published.
 
 # What an encoder's file cannot hold of a segmentor, and what this one has no use for.
 AUXILIARY = r"auxiliary_head\..*"
@@ -125,6 +135,54 @@ def build(config: ConfigDict) -> core.Task:
         # With config.loss.divisor=all it is less, by the share of ignored pixels.
         chance={"decode": classification.chance_of_cross_entropy(config.data.classes)},
     )
+
+
+def complete(config: ConfigDict) -> None:
+    """Sets what is None of the heads by the encoder, of the crops by `image_size`.
+
+    At 512 x 512 and with 12 or 24 blocks these are the published numbers. Without label
+    maps the classes are the teacher's.
+    """
+    size = tuple(config.model.image_size)
+    box = (min(size), LONGEST * min(size))
+    derived = {
+        "augment.fit": box,
+        "inference.fit": tuple(config.augment.fit or box),
+        "inference.stride": tuple(max(1, 2 * side // 3) for side in size),
+    }
+    for group in ("model", "teacher.model"):
+        model = config.get("teacher", {}).get("model") if "." in group else config.model
+        if model is not None and not resolution.wants_file(model):
+            encoder = vit.size(model, f"config.{group}")
+            derived[f"{group}.taps"] = upernet.taps_of(encoder.depth)
+            published = None not in vit.SIZES.get(model.size, (None,))
+            width = AUXILIARY_WIDTH if published else encoder.width
+            derived[f"{group}.aux_width"] = min(AUXILIARY_WIDTH, width)
+    if config.data.classes == 0 and config.data.get("labels") == "":
+        set_classes(config)
+    flat = errors.flatten(config.to_dict())
+    chosen = {k: v for k, v in derived.items() if k in flat and flat[k] is None}
+    if not chosen:
+        return
+    with config.unlocked():
+        config.update_from_flattened_dict(chosen)
+    listing = ", ".join(f"config.{key}={value}" for key, value in chosen.items())
+    parallel.print_once(f"derived from the sizes: {listing}")
+
+
+def set_classes(config: ConfigDict) -> None:
+    """Sets `config.data.classes` to those of the teacher, where there is one."""
+    checkpoint = config.get("teacher", {}).get("checkpoint", "")
+    if not resolution.named(checkpoint):
+        return
+    weights = loading.read(checkpoint, "config.teacher.checkpoint")
+    weights = rename_weights(
+        weights, "teacher", config.teacher.model, "config.teacher.model"
+    )
+    classes = weights.classes(parts.PIXEL_HEAD) or 0
+    with config.unlocked():
+        config.data.classes = classes
+    parallel.print_once(f"config.data.classes={classes} are those of {checkpoint}")
 
 
 def indivisible(divisor: str) -> str | None:

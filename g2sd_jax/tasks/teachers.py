@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from g2sd_jax import errors
 from g2sd_jax.models import layers, vit
 from g2sd_jax.ops import patches, resize
-from g2sd_jax.weights import agreement, graft, loading, parts
+from g2sd_jax.weights import agreement, graft, loading, parts, resolution
 
 VIEWS = ("visible", "full")
 WHERE = "config.teacher.model"
@@ -42,6 +42,19 @@ def build(config: ConfigDict, last_norm: bool, **fields: object) -> vit.Vit:
         fields["pool"] = "none"
     fields |= layers.compute_options(config)
     return vit.encoder(config.teacher.model, WHERE, **fields)
+
+
+def with_class_names(describe: Mapping, checkpoint: str) -> dict:
+    """A student's description with its teacher's classes, of data that name none.
+
+    Args:
+        describe: the student's.
+        checkpoint: of the teacher.
+    """
+    if not resolution.named(checkpoint):
+        return dict(describe)
+    names = loading.read(checkpoint, KEY).describe.get("class_names") or ()
+    return dict(describe, class_names=tuple(names))
 
 
 def check(config: ConfigDict, teacher: vit.Vit) -> None:

@@ -109,12 +109,23 @@ def run(
 
 
 def summarise(config: ConfigDict, root: str, steps: Sequence[Step]) -> str:
-    """Writes the report; returns its table, or a sentence where nothing is judged."""
+    """Writes the report; returns its table, or how features without labels did."""
     if config.rows:
         return chain_report.write(config, root)
+    scores = [
+        f"{step.name} {score.name} {value:.1f} {score.unit}"
+        for step in steps
+        for score, value in results_table.monitored(step.workdir)
+    ]
+    judged = "the pictures have no labels to judge by"
+    if scores:
+        judged = (
+            "nothing was trained on labels; by a vote of its nearest neighbours among "
+            f"the others, each evaluation picture: {', '.join(scores)}"
+        )
     return (
-        "the pictures have no labels to judge by: the student's features are in "
-        f"{steps[-1].workdir}; g2sd embed writes them, g2sd report draws its run"
+        f"{judged}: the student's features are in {steps[-1].workdir}; g2sd embed "
+        "writes them, g2sd report draws its run"
     )
 
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from g2sd_jax import command, core, errors, finished, recipes, stages
+from g2sd_jax import command, core, errors, finished, recipes, stages, workdir
 from g2sd_jax.data import order, source
 from g2sd_jax.pages import fingerprint, sections
 
@@ -200,11 +201,29 @@ def labels(patient: Patient) -> list[str]:
     return symptoms
 
 
+def sets_rate(path: str) -> bool:
+    """Whether a run is the step of a chain whose recipe sets its learning rate."""
+    folder = epath.Path(workdir.absolute(path))
+    if not (folder.parent.parent / finished.CHAIN).exists():
+        return False
+    steps = finished.chain_config(str(folder.parent.parent)).steps
+    return any(
+        name == folder.name and "optim.lr" in errors.flatten(dict(overrides))
+        for name, _, overrides in steps
+    )
+
+
 def rate(patient: Patient) -> list[str]:
-    """A learning rate that was not scaled with the batch."""
+    """A learning rate that was not scaled with the batch.
+
+    Rates are published for models of the published sizes. One that a chain's recipe
+    sets was chosen for the batch beside it.
+    """
     config = patient.config
+    if config.model.size == "custom" or sets_rate(patient.workdir):
+        return []
     name = finished.recipe_of(config)
-    if ":" in name and config.model.size != "custom":  # One recipe for many models.
+    if ":" in name:  # One recipe for many models.
         name += f",model={config.model.size}"
     recipe = recipes.load(name)
     lr, batch = config.optim.lr, config.batch

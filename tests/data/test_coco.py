@@ -4,7 +4,6 @@
 
 import copy
 import json
-import re
 import sys
 
 import numpy as np
@@ -454,10 +453,28 @@ def test_unreadable_pictures_are_replaced_in_training_alone(tmp_path):
     assert judged.fetch(np.arange(5))["valid"].tolist() == [True] * 3 + [False, True]
 
 
+def test_a_share_of_one_json_is_held_out(tmp_path):
+    path = coco_files.write(tmp_path, coco_files.content(10))
+    keys = dict(images="train", annotations="train.json", hold_out=0.2)
+    config = coco_files.recipe(path, **keys, eval_split="val")
+    splits = [coco.list_pictures(config, split) for split in ("train", "val")]
+    assert [files.count for _, files in splits] == [8, 2]
+    ids = [{image.id for image in annotations.images} for annotations, _ in splits]
+    assert len(ids[0] | ids[1]) == 10
+    for annotations, listed in splits:
+        for index, image in enumerate(annotations.images):
+            assert listed.name(index).endswith(image.name)
+    assert source.load(config, "val", READS, evaluate=True).count == 2
+
+
 def test_keys_that_no_json_needs(tmp_path):
     path = coco_files.write(tmp_path)
-    for key, value in (("hold_out", 0.2), ("class_list", "names.txt")):
-        with pytest.raises(ValueError, match=re.escape(f"config.data.{key}={value}")):
+    words = r"config\.data\.hold_out=0\.2, but config\.data\.images=.* has {split}"
+    for key, value, told in (
+        ("hold_out", 0.2, words),
+        ("class_list", "names.txt", r"config\.data\.class_list=names\.txt"),
+    ):
+        with pytest.raises(ValueError, match=told):
             source.load(coco_files.recipe(path, **{key: value}), "train", READS)
     for key, value in (("scale", (2.0, 1.0)), ("flip", 1.5)):
         config = coco_files.recipe(path, **{f"augment.{key}": value})

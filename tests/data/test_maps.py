@@ -17,6 +17,7 @@ from g2sd_jax.data import (
     crops,
     decoder,
     failures,
+    folder,
     geometry,
     maps,
     order,
@@ -236,7 +237,7 @@ def test_missing_partners_are_listed(tmp_path):
             dict(labels="*/{split}/*"),
             r"config.data.labels='\*/{split}/\*' needs exactl",
         ),
-        (dict(hold_out=0.1), "config.data.hold_out=0.1: label maps come in splits"),
+        (dict(hold_out=0.1), r"config\.data\.images=.* has {split} in it"),
         (dict(source="folder"), "'folder' gives label with .* reads label_map; use"),
         (dict(source="tfds:scene_parse150"), "pictures of 3 channels.*source=maps"),
         (dict(classes=3), "holds the label 4, but config.data.classes=3 "),
@@ -249,6 +250,32 @@ def test_keys_are_refused(tmp_path, keys, words):
     )
     with pytest.raises(ValueError, match=words):
         source.load(config, "training", ("label_map",))
+
+
+def test_a_share_is_held_out_where_there_are_no_splits(tmp_path):
+    """The very pictures that the stages without labels leave out."""
+    pairs_of = label_map_files.pairs(splits=("a", "b"))
+    contents = {
+        n.replace("a/", "a_").replace("b/", "b_"): d for n, d in pairs_of.items()
+    }
+    path = files.write(tmp_path, contents)
+    keys = dict(images="images/*", labels="annotations/*", hold_out=0.2)
+    config = label_map_files.recipe(path, **keys, train_examples=8)
+    alone = files.recipe(path / "images", hold_out=0.2, classes=0)
+    for split, count in (("training", 8), ("validation", 2)):
+        both = pairs.list_pairs(config, split)
+        names = [[each.name(i) for i in range(each.count)] for each in both]
+        assert len(names[0]) == count
+        for image, label_map in zip(*names, strict=True):
+            stem = image.replace("/images/", "/annotations/").removesuffix(".jpg")
+            assert label_map == f"{stem}.png"
+        files_alone = folder.list_files(
+            alone, {"training": "train", "validation": "val"}[split]
+        )
+        unlabelled = {files_alone.name(i) for i in range(files_alone.count)}
+        assert unlabelled == set(names[0])
+    assert source.load(config, "training").count == 8
+    assert source.count(config) == (8, 4)
 
 
 def test_other_tasks_have_no_use_for_maps(tmp_path):

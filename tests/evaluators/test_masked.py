@@ -25,6 +25,11 @@ def test_vote_by_hand():
     # At a high temperature the two of class 1 win.
     said = masked.vote(bank, label, asked, count=3, classes=3, temperature=10.0)
     assert said.tolist()[:2] == [1, 1]
+    # Of a picture itself nobody asks: the second is the nearest of the first.
+    said = masked.vote(bank, label, bank, count=1, classes=3, itself=False)
+    assert said.tolist() == [1, 0, 1, 1]
+    said = masked.vote(bank, label, bank, count=9, classes=3, itself=False)
+    assert said.tolist() == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

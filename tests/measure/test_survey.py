@@ -6,8 +6,8 @@ import pytest
 
 import files
 import runs
-from g2sd_jax import loop, recipes, stages
-from g2sd_jax.measure import step_speed, survey
+from g2sd_jax import loop, open_keys, recipes, stages
+from g2sd_jax.measure import counting, step_speed, survey
 from g2sd_jax.tools import chain
 
 LABELLED = files.photographs(per_class=5, splits=("train", "val"), classes="abc")
@@ -39,17 +39,41 @@ def without_split(name):
 )
 def test_folders_are_surveyed(tmp_path, contents, pictures, classes, split):
     root = files.write(tmp_path, contents)
-    facts = survey.take(str(root))
-    assert facts["gflops"] >= 100 and facts["device"] == "cpu"
+    facts = counting.count_classes(str(root), {})
     counted = (facts["pictures"], facts["classes"], facts["split"])
     assert counted == (pictures, classes, split)
     assert 30 <= facts["side"] <= 46
 
 
+def test_the_machine_is_measured():
+    facts = survey.machine()
+    assert facts["gflops"] >= 100 and facts["device"] == "cpu"
+
+
+def test_classes_of_the_evaluation_pictures_judge_features(tmp_path):
+    """Where the training pictures have none; where none has any, nothing is judged."""
+    flat = lambda n: n if "val" in n else f"train/{n.replace('/', '_')}"
+    root = files.write(tmp_path, {flat(n): data for n, data in LABELLED.items()})
+    spec = f"chains/folder:path={root}"
+    config, facts = survey.complete(spec, recipes.load(spec), {}, {})
+    counted = facts["classes"], facts["judged"], facts["split"], facts["pictures"]
+    assert counted == (0, 3, "train+val", 15) and not config.rows
+    steps = chain.plan(config, str(tmp_path / "chain"))
+    assert {step.config.monitor.neighbours for step in steps} == {5}
+    config = open_keys.fill(steps[0].config, str(tmp_path / "new"))
+    evaluator = stages.build(config).evaluators["knn"]
+    rows = [e for _, examples in evaluator.batches() for e in examples]
+    assert [row["label"] for row in rows].count(2) == 5 and len(rows) == 15
+    none = FACTS.replace("classes=5", "classes=0")
+    nothing = f"chains/folder:path={root},{none},judged=0"
+    steps = chain.plan(recipes.load(nothing), str(tmp_path / "other"))
+    assert {step.config.monitor.neighbours for step in steps} == {0}
+
+
 def test_training_pictures_alone_are_refused_with_what_to_name(tmp_path):
     root = files.write(tmp_path, {n: d for n, d in LABELLED.items() if "train" in n})
     with pytest.raises(ValueError, match="a share of its pictures is then held out"):
-        survey.take(str(root))
+        counting.count_classes(str(root), {})
 
 
 def completed(tmp_path, arguments=""):
@@ -80,7 +104,7 @@ def test_a_restart_takes_the_facts_of_the_first_start(tmp_path):
 
 def test_facts_that_are_given_are_not_taken(tmp_path):
     _, facts = completed(tmp_path, ",pictures=7,gflops=50.0")
-    assert set(facts) == {"classes", "side", "split", "device"}
+    assert set(facts) == {"classes", "side", "split", "device", "judged"}
 
 
 def test_hours_and_speed_set_the_epochs():
@@ -150,8 +174,25 @@ def test_a_teacher_that_is_there_is_read_and_only_tuned(tmp_path, pretrained):
     assert generic.distill.target == "decoder"
     # Those whose pictures are shared have patches of one size.
     assert by_name["g2sd"].model.patch == model.patch
-    stages.complete(generic)
+    assert stages.build(generic).frozen()  # Its decoder knows one grid of patches.
     assert generic.teacher.model.width == model.width
+    assert {c.model.image_size for c in by_name.values()} == {model.image_size}
+    spec += f",image={2 * model.image_size[0]}"
+    with pytest.raises(ValueError, match=r"sees pictures of 16 pixels, .* leave image"):
+        survey.complete(spec, recipes.load(spec), {}, {})
+
+
+def test_a_smoke_run_takes_the_teacher_that_is_there(tmp_path, pretrained):
+    """Its pictures are invented, so only the teacher is asked about."""
+    spec = f"chains/folder:smoke=True,steps=2,teacher={pretrained}"
+    config, facts = survey.complete(spec, recipes.load(spec), {}, {})
+    assert all(name.startswith("teacher_") for name in facts)
+    steps = chain.plan(config, str(tmp_path))
+    assert {step.config.data.source for step in steps} == {"fake"}
+    assert {step.config.total_steps for step in steps} == {2}
+    by_name = {step.name.split("/")[1]: step.config for step in steps}
+    assert stages.build(by_name["student_generic"]).frozen()
+    assert by_name["teacher"].init_from == str(pretrained)
 
 
 def test_an_encoder_is_learned_from_as_one(tmp_path):

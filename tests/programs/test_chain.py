@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import runs
-from g2sd_jax import cli, core, errors, recipes
+from g2sd_jax import cli, core, errors, recipes, stages
 from g2sd_jax import finished as trained
 from g2sd_jax import workdir as workdirs
 from g2sd_jax.losses import masked
@@ -195,11 +195,13 @@ def test_report_has_every_row_and_picture(finished):
         ["yes", "no"],
         ["yes", "yes"],
     ]
-    assert cells[0][1] == "params (thousands)"
-    assert cells[2][2] == "1.00x"
-    assert cells[2][-1] == "100.0 %"
+    assert cells[0][:2] == ["method", "top-1"]
+    assert cells[0][5:] == ["params (thousands)", "throughput", "each seed", "top-5"]
+    assert cells[2][6] == "1.00x"
+    assert cells[2][2] == "100.0 %"
     done = json.loads((workdir / "seed0/g2sd/DONE").read_text())
-    assert cells[-1][5] == f"{done['eval/top1']:.2f}"
+    assert cells[-1][1] == f"{done['eval/top1']:.2f}"
+    assert cells[-1][-1] == f"{done['eval/top5']:.2f}"
     assert "of 599 held-out examples" in text
     assert "not expected\nto add" in text or "not expected to add" in text
     assert text.count("seed cannot tell") == 4
@@ -294,11 +296,27 @@ def test_effects_compare_what_the_table_has():
 def test_central_table_shares_and_units():
     rows = [row("teacher", 99.0, 97.0, params=2_500_000), row("MAE", 49.0, 49.0)]
     lines = results_table.markdown(*results_table.table(rows, TOP1)).split("\n")
-    assert lines[0].startswith("| method | params (M) |")
-    assert lines[0].endswith("| top-1 | each seed | share |")
-    assert "| 2.50 | " in lines[2]
-    assert "| 98.00 ± 1.41 | 99.0, 97.0 | 100.0 % |" in lines[2]
-    assert lines[3].endswith("| 49.00 ± 0.00 | 49.0, 49.0 | 50.0 % |")
+    assert lines[0].startswith("| method | top-1 | share | generic | specific | params")
+    assert lines[2].startswith("| teacher | 98.00 ± 1.41 | 100.0 % |")
+    assert "| 2.50 | 2.00x | 99.0, 97.0 |" in lines[2]
+    assert lines[3].startswith("| MAE | 49.00 ± 0.00 | 50.0 % |")
+
+
+def test_a_task_with_two_scores_shows_both(tmp_path):
+    rows = [row("teacher", 30.0)._replace(others={"mask AP": 25.0})]
+    rows.append(row("MAE", 20.0)._replace(others={"mask AP": None}))
+    header, cells = results_table.table(rows, core.Score("box_AP", "box AP"))
+    assert (header[1], header[-1]) == ("box AP", "mask AP")
+    assert [line[-1] for line in cells] == ["25.00", "–"]
+    config = runs.small(runs.DETECTION[0])
+    model = trained.Finished("run", config, stages.build(config), {}, {})
+    (tmp_path / "DONE").write_text(json.dumps({"eval/mask_AP": 12.5}))
+    assert results_table.other_scores(model, [str(tmp_path)]) == {"mask AP": 12.5}
+    config = runs.small(
+        "finetune"
+    )  # Of five classes, the first five are all there are.
+    model = trained.Finished("run", config, stages.build(config), {}, {})
+    assert results_table.other_scores(model, [str(tmp_path)]) == {}
 
 
 def test_a_run_is_scored_by_its_task(tmp_path):
@@ -317,7 +335,7 @@ def test_a_run_is_scored_by_its_task(tmp_path):
         "7 pixels of held-out pictures"
     )
     header, _ = results_table.table([row("teacher", 31.0, 33.0)], score)
-    assert header[5] == "mIoU"
+    assert header[1] == "mIoU"
     (folder / "DONE").write_text(json.dumps({"loss": 1.0}))
     with pytest.raises(ValueError, match="seed1/teacher='eval/mIoU' is not known"):
         results_table.scores_of(folders[1:])

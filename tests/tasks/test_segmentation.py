@@ -47,6 +47,7 @@ def test_parameter_counts_are_the_published(recipe, total):
 def test_shipped_recipes_are_the_published():
     for recipe in (FINETUNE, "specific_seg:student=s16"):
         config = open_keys.assume(recipes.load(recipe))
+        stages.complete(config)
         model, optim = config.model, config.optim
         assert (config.batch, config.total_steps, config.data.classes) == (
             16,
@@ -61,8 +62,25 @@ def test_shipped_recipes_are_the_published():
     assert (config.distill.weight, config.distill.temperature) == (3.0, 1.0)
     assert recipes.load("specific_seg:loss=kl").distill.weight == 10.0
     config = recipes.load(f"{FINETUNE},model=l16")
+    stages.complete(config)
     assert (config.optim.lr, config.optim.layer_decay) == (2e-5, 0.95)
     assert config.model.taps == (7, 11, 15, 23) and config.model.drop_path == 0.2
+
+
+def test_what_no_key_says_follows_from_the_sizes():
+    small = dict(size="custom", width=64, heads=2, patch=8, image_size=(96, 128))
+    changes = {"model": small | {"depth": 8}, "data.classes": 5}
+    config = recipes.load(FINETUNE, changes | {"inference.stride": (7, 9)})
+    stages.complete(config)
+    assert (config.model.taps, config.model.aux_width) == ((2, 3, 4, 7), 64)
+    assert config.augment.fit == config.inference.fit == (96, 384)
+    assert config.inference.stride == (7, 9)  # What is set stays.
+    config = recipes.load("specific_seg")
+    stages.complete(config)
+    published = dict(fit=(512, 2048), stride=(341, 341))
+    assert {key: config.inference[key] for key in published} == published
+    assert config.teacher.model.taps == config.model.taps == (3, 5, 7, 11)
+    assert "aux_width" not in config.teacher.model
 
 
 # Losses.

@@ -15,6 +15,7 @@ from g2sd_jax import cli, finished, loop, open_keys, parallel, recipes, stages, 
 from g2sd_jax.data import order, source
 from g2sd_jax.pages import fingerprint, sections
 from g2sd_jax.stages import specific_seg
+from g2sd_jax.tools import chain as chains
 from g2sd_jax.tools import doctor
 
 STEP = "chains/digits student_mae"
@@ -237,6 +238,38 @@ def test_a_rate_that_was_not_scaled_is_told(lr, batch, told):
     assert bool(said) == bool(told)
     if told:
         assert f"{1.5e-4 * batch / 256:.3g}." in said[0]
+
+
+KNOWN = "pictures=650,classes=5,side=500,split=train+val,device=gpu,gflops=9e4,batch=64"
+CHAINS = [name for name in recipes.names() if name.startswith("chains/")]
+CHAINS += [
+    f"chains/{n}:path=x,{KNOWN},student=ti16" for n in ("folder", "maps", "coco")
+]
+
+
+@pytest.mark.parametrize("spec", CHAINS)
+def test_the_rates_of_our_own_chains_are_no_mistakes(spec, tmp_path):
+    config = recipes.load(spec)
+    workdir.write_json(tmp_path / finished.CHAIN, workdir.to_json_dict(config))
+    for step in chains.plan(config, str(tmp_path)):
+        said = doctor.rate(doctor.Patient(step.workdir, step.config, []))
+        assert not said, f"{step.name}: {said}"
+
+
+def test_no_rate_is_published_for_a_size_of_ones_own():
+    config = fingerprint.config_of("chains/digits", "teacher")
+    recipe = recipes.load("finetune:model=b16")
+    assert (config.optim.lr, config.batch) == (recipe.optim.lr, 64)
+    assert not doctor.rate(doctor.Patient("runs/a", config, []))
+
+
+def test_a_rate_that_no_chain_set_is_looked_at_inside_of_one(tmp_path):
+    steps = (("a", "pretrain:model=b16", {"batch": 256}),)
+    chain_config = dict(recipes.load("chains/digits").to_dict(), steps=steps, rows=())
+    config = workdir.to_json_dict(ConfigDict(chain_config))
+    workdir.write_json(tmp_path / finished.CHAIN, config)
+    config = recipes.load("pretrain:model=b16", {"batch": 256, "optim.lr": 2.4e-3})
+    assert doctor.rate(doctor.Patient(str(tmp_path / "seed0/a"), config, []))
 
 
 def test_published_values_of_imagenet(prints):

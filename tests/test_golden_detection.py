@@ -743,7 +743,8 @@ def test_inference():
 
     @jax.jit
     def classify(variables, maps, regions):
-        pooled = detector.pool(maps, regions, model.geometry, model.geometry.box_bins)
+        count = regions.shape[1]
+        (pooled,) = detector.pool_each(maps, regions, model.geometry, box=count)
         rows = pooled.reshape(-1, *pooled.shape[2:])
         head = lambda module, x: module.roi_heads.box_head(x)
         vectors = model.apply(variables, rows, method=head)
@@ -787,10 +788,8 @@ def near_masks(golden, model, maps, got, logits):
     """What the mask branch makes of the detections, from the first ones of the file."""
     output = under(golden, "output")
     counts = output["num_detections"]
-    pool = jax.jit(
-        lambda maps, x: detector.pool(maps, x, model.geometry, model.geometry.mask_bins)
-    )
-    pooled = pool(maps, got.boxes)
+    pool = lambda maps, x: detector.pool_each(maps, x, model.geometry, mask=x.shape[1])
+    (pooled,) = jax.jit(pool)(maps, got.boxes)
     real = np.asarray(got.valid)
     assert real.sum() == counts.sum()
     for name, array in (("mask_pooled", pooled), ("mask_logits", logits)):

@@ -61,26 +61,6 @@ def places(grids: Sequence[tuple[int, int]]) -> Places:
     return Places(tuple(map(tuple, grids)), tuple(corners), size)
 
 
-def pool(
-    maps: Sequence[Float[ArrayLike, "B _ _ D"]],
-    boxes: Float32[ArrayLike, "B R 4"],
-    level: Int32[ArrayLike, "B R"],
-    strides: Sequence[int],
-    *,
-    bins: int,
-    samples: int = 0,
-    chunk: int = CHUNK,
-) -> Float[Array, "B R {bins} {bins} D"]:
-    """Pools each box from a window of the feature map of its level.
-
-    Equals `roi_align.pool`, whose arguments it has, for boxes that do not leave their
-    window. The gradient of the maps is summed in their own dtype.
-    """
-    counts = (boxes.shape[1],)
-    options = dict(counts=counts, samples=samples, chunk=chunk)
-    return pool_each(maps, boxes, level, strides, bins=(bins,), **options)[0]
-
-
 def pool_each(
     maps: Sequence[Float[ArrayLike, "B _ _ D"]],
     boxes: Float32[ArrayLike, "B R 4"],
@@ -92,7 +72,10 @@ def pool_each(
     samples: int = 0,
     chunk: int = CHUNK,
 ) -> tuple[Float[Array, "B _ _ _ D"], ...]:
-    """Pools boxes to several sizes, for which each window is read, and written, once.
+    """Pools each box from a window of the map of its level, to one or several sizes.
+
+    Equals `roi_align.pool_each` for boxes that do not leave their window, each of which
+    is read once, and written once by the gradient, which is summed in the maps' dtype.
 
     Args:
         maps: of `roi_align.pool`, like all but the next two.

@@ -14,6 +14,12 @@ from g2sd_jax.ops import roi_align, roi_windows
 STRIDES = (4, 8)
 
 
+def pool_windows(maps, boxes, level, strides, bins, **options):
+    """To one size."""
+    options |= dict(bins=(bins,), counts=(boxes.shape[1],))
+    return roi_windows.pool_each(maps, boxes, level, strides, **options)[0]
+
+
 def by_hand(low, high, size, bins):
     """[bins, size]: one sample after another."""
     width = (high - low) / bins
@@ -77,7 +83,7 @@ def test_windows_equal_maps_for_boxes_that_stay_inside(example):
     boxes = np.where(stays[..., None], boxes, np.float32(0))
     wanted = value_and_gradient(roi_align.pool, maps, boxes, level, chunk=37)
     for chunk in (8, 64):
-        got = value_and_gradient(roi_windows.pool, maps, boxes, level, chunk)
+        got = value_and_gradient(pool_windows, maps, boxes, level, chunk)
         np.testing.assert_allclose(got[0], wanted[0], atol=2e-5)
         for mine, theirs in zip(got[1], wanted[1], strict=True):
             np.testing.assert_allclose(mine, theirs, atol=2e-4)
@@ -88,7 +94,7 @@ def test_only_boxes_that_leave_differ(example):
     grids = [x.shape[1:3] for x in maps]
     windows = roi_windows.look(boxes, level, grids, STRIDES, bins=3)
     pool = lambda rule: np.asarray(rule(maps, boxes, level, STRIDES, bins=3))
-    apart = np.abs(pool(roi_windows.pool) - pool(roi_align.pool)).max(axis=(2, 3, 4))
+    apart = np.abs(pool(pool_windows) - pool(roi_align.pool)).max(axis=(2, 3, 4))
     leaves = np.asarray(windows.leaves)
     assert (apart[~leaves] < 2e-5).all() and (apart[leaves] > 1e-3).mean() > 0.9
 
@@ -107,9 +113,7 @@ def test_one_reading_for_two_sizes_equals_a_reading_for_each(example):
 
     def each(maps, boxes, level, strides, bins, counts):
         return tuple(
-            roi_windows.pool(
-                maps, boxes[:, :n], level[:, :n], strides, bins=size, chunk=8
-            )
+            pool_windows(maps, boxes[:, :n], level[:, :n], strides, size, chunk=8)
             for size, n in zip(bins, counts, strict=True)
         )
 

@@ -153,7 +153,8 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
     if pretrained:
         facts |= TEACHER_FACTS
     missing = [name for name in facts if args[name] == absent[name]]
-    asked = {name: args[name] for name in (*options, *labels.facts, "split")}
+    names = (*options, *labels.facts, "split")
+    asked = {name: args[name] for name in names if isinstance(args[name], str)}
     for name, (value, instead) in possible.items():
         if args[name] == value:
             args[name] = instead

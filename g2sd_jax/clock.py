@@ -3,6 +3,7 @@
 """Where the time of a run goes: to the step, or to waiting for input."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -11,6 +12,7 @@ from typing import Protocol
 import jax
 
 Outputs = Mapping[str, jax.Array]
+SIDES = ("input", "compute")
 # The metrics of `Clock.read`: they depend on the machine, all others on the run alone.
 TIMES = frozenset(
     (
@@ -20,6 +22,7 @@ TIMES = frozenset(
         "input_images_per_sec",
         "compute_images_per_sec",
         "input_bound",
+        "input_cores",
     )
 )
 
@@ -44,6 +47,7 @@ class Clock:
         feed: iterator over batches, such as a `feed.Feed`.
         now: monotonic clock in seconds.
         follow: outputs of a step -> a future of the time at which they were ready.
+        cores: of each host that make its batches.
     """
 
     def __init__(
@@ -52,8 +56,9 @@ class Clock:
         feed: Feed,
         now: Callable[[], float] = time.perf_counter,
         follow: Callable[[Outputs], futures.Future] | None = None,
+        cores: int = 1,
     ):
-        self._batch, self._feed, self._now = batch, feed, now
+        self._batch, self._feed, self._now, self._cores = batch, feed, now, cores
         self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix="clock")
         self._follow = follow or self._in_thread
         self._running = []  # (batch came, future) of steps that may not have ended.
@@ -117,8 +122,9 @@ class Clock:
         Returns:
             `images_per_sec` and `step_ms`; `input_wait`, the share of the time in which
             the device only waited for a batch; the throughput of either side alone,
-            `input_images_per_sec` and `compute_images_per_sec`; and `input_bound`, 1
-            where the input is the slower side, else 0. {} where there was no step.
+            `input_images_per_sec` and `compute_images_per_sec`; `input_bound`, 1 where
+            the input is the slower side, else 0; and then `input_cores`, how many of
+            each host would do, if every one made as much. {} where there was no step.
         """
         self._collect()
         seconds, steps, waited = self._now() - self._began, self._steps, self._waited
@@ -145,6 +151,9 @@ class Clock:
         if len(self._rates) == 2:
             slower = min(self._rates, key=self._rates.get)
             measured["input_bound"] = float(slower == "input_images_per_sec")
+            if measured["input_bound"]:
+                made, used = (self._rates[f"{s}_images_per_sec"] for s in SIDES)
+                measured["input_cores"] = float(math.ceil(self._cores * used / made))
         return measured
 
     def close(self) -> None:

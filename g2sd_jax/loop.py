@@ -156,7 +156,8 @@ def steps(
         stopped=stop.alone,
     )
     opened.callback(supply.close)
-    timer, late = clock.Clock(config.batch, supply), metrics.Late()
+    timer = clock.Clock(config.batch, supply, cores=threads.workers(config))
+    late = metrics.Late()
     opened.callback(timer.close)
     keeper = nonfinite.Keeper(path, config, keys["step"], describe)
     watch = Watch(policy, config, total, writer, timer, keeper)

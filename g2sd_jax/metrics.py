@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from g2sd_jax import json_files, parallel, workdir
 
 FILE = "metrics.jsonl"
+VERDICT = ("input_bound", "input_cores")  # Of `clock.Clock`, written as words.
 
 
 class Writer:
@@ -254,7 +255,7 @@ class Display:
             )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        shown = {name: v for name, v in scalars.items() if name != "input_bound"}
+        shown = {name: v for name, v in scalars.items() if name not in VERDICT}
         text = "  ".join(f"{name} {_brief(v)}" for name, v in shown.items())
         text += _verdict(scalars)
         if self._bar is None:
@@ -287,7 +288,14 @@ def _verdict(scalars: Mapping[str, float]) -> str:
     """Names the slower side, input or compute, if `clock.Clock` has measured both."""
     if "input_bound" not in scalars:
         return ""
-    return "  input-bound" if scalars["input_bound"] else "  compute-bound"
+    if not scalars["input_bound"]:
+        return "  compute-bound"
+    cores = scalars.get("input_cores")
+    return (
+        f"  input-bound ({cores:.0f} cores a host would do)"
+        if cores
+        else "  input-bound"
+    )
 
 
 def _brief(value: float) -> str:

@@ -56,7 +56,7 @@ class End:
 
 def told_of(world, steps=20, pause=None, each=1):
     """The last interval but the first of a loop like that of `train`."""
-    timer = clock.Clock(8, world, now=world, follow=world.follow)
+    timer = clock.Clock(8, world, now=world, follow=world.follow, cores=3)
     late, told = None, []
     for number, _ in zip(range(1, steps + 1), timer.batches(), strict=False):
         timer.ran({})
@@ -83,6 +83,7 @@ def test_a_slow_input_is_waited_for(each):
             "input_images_per_sec": pytest.approx(8.0),
             "compute_images_per_sec": pytest.approx(32.0),
             "input_bound": 1.0,
+            "input_cores": 12.0,  # Three make a quarter of what is used.
         }
 
 

@@ -158,10 +158,13 @@ def test_whole_numbers_are_told_whole():
 def test_the_slower_side_is_said_in_a_word(flag, word, terminal):
     stream = Terminal() if terminal else io.StringIO()
     display = metrics.Display(0, 100, stream)
-    display.write(50, {"loss": 0.5, "input_bound": flag})
+    cores = {"input_cores": 9.0} if flag else {}
+    display.write(50, {"loss": 0.5, "input_bound": flag, **cores})
     display.close()
     assert f"  {word}-bound" in stream.getvalue()
+    assert ("(9 cores a host would do)" in stream.getvalue()) == bool(flag)
     assert "input_bound" not in stream.getvalue()
+    assert "input_cores" not in stream.getvalue()
 
 
 class Terminal(io.StringIO):

@@ -289,11 +289,11 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     Orbax would slice whatever divides by the number of replicas, and compile a program
     for every such shape and device: 168 in the first save of a tiny model on eight.
     """
-    arrays = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=LEAST_SHARE
-    )
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    kinds = ocp.type_handlers
+    arrays = kinds.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SHARE)
+    scalars = [(kind, kinds.ScalarHandler()) for kind in (int, float, np.number)]
+    registry = kinds.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, kinds.NumpyHandler()), *scalars
     )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 

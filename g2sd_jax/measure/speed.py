@@ -12,7 +12,9 @@ import numpy as np
 from g2sd_jax import core, finished
 
 TASK = "eval"  # The name of the evaluator of a task.
-TURNS, CALLS = 15, 10  # Every model predicts CALLS batches a turn; the median counts.
+# Every model predicts CALLS batches a turn, or as many as take LONGEST seconds; the
+# median counts.
+TURNS, CALLS, LONGEST = 15, 10, 0.5
 
 
 class Speed(NamedTuple):
@@ -70,14 +72,21 @@ def throughput(
     predicts: Sequence[Callable], turns: int = TURNS, calls: int = CALLS
 ) -> np.ndarray:
     """[models, turns] calls per second."""
+    counts = []
     for predict in predicts:
         jax.block_until_ready(predict())  # Compiled before the clock starts.
+        counts.append(min(calls, max(1, round(LONGEST * calls_per_second(predict, 1)))))
     speeds = np.zeros((len(predicts), turns))
     for turn in range(turns):
         for i, predict in enumerate(predicts):
-            began = time.perf_counter()
-            for _ in range(calls):
-                outputs = predict()
-            jax.block_until_ready(outputs)
-            speeds[i, turn] = calls / (time.perf_counter() - began)
+            speeds[i, turn] = calls_per_second(predict, counts[i])
     return speeds
+
+
+def calls_per_second(predict: Callable, calls: int) -> float:
+    """Times a number of calls in a row."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        outputs = predict()
+    jax.block_until_ready(outputs)
+    return calls / (time.perf_counter() - began)

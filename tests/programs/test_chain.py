@@ -378,7 +378,15 @@ def test_throughput_takes_turns():
     speeds = speed.throughput(predicts, turns=3, calls=2)
     assert speeds.shape == (2, 3)
     assert (speeds > 0).all()
-    assert calls == [0.0, 1.0, *[0.0, 0.0, 1.0, 1.0] * 3]
+    # Once to compile, once to see how many fit a turn.
+    assert calls == [0.0, 0.0, 1.0, 1.0, *[0.0, 0.0, 1.0, 1.0] * 3]
+
+
+def test_a_slow_model_predicts_once_a_turn():
+    calls = []
+    slow = lambda: time.sleep(0.4) or calls.append(0) or 0.0
+    speeds = speed.throughput([slow], turns=2)
+    assert len(calls) == 4 and (speeds < 2.6).all()
 
 
 def test_losses_of_a_short_run_are_drawn(tmp_path):

@@ -263,7 +263,7 @@ def test_the_report_shows_score_unit_table_and_first_batch(run):
 def test_a_chain_ranks_it_by_less(chain, run):
     with open(f"{chain}/report.md") as file:
         text = file.read()
-    assert "| throughput | generic | specific | direction error |" in text
+    assert "| method | direction error | share | generic | specific |" in text
     assert "Scores are direction error in deg (less is better) of 40 held-out" in (
         " ".join(text.split())
     )

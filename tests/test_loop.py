@@ -64,7 +64,7 @@ def mesh_shape_of(data, fsdp):
 
 # Of whole runs. `programs/test_layouts` compares the steps of the other stages.
 @pytest.mark.parametrize(
-    "stage", slow.parameters(["linprobe", "pretrain", "dmae_distill"], ["linprobe"])
+    "stage", slow.parameters(["linprobe", "pretrain"], ["linprobe"])
 )
 def test_same_numbers_on_any_mesh(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "SMALL", 1)  # So that even tiny arrays are split.

@@ -21,7 +21,7 @@ STEPS = 4
 LAYOUTS = [(2, 1, 1), (8, 1, 1), (8, 8, 1), (1, 1, 4)]
 CASES = [("finetune", *layout) for layout in LAYOUTS]
 CASES += [("generic_distill", *layout) for layout in [(8, 8, 1), (4, 2, 4)]]
-CASES += [("specific_cls", 8, 2, 1)]
+CASES += [(stage, 8, 2, 1) for stage in ("specific_cls", "dmae_distill")]
 CASES += [(runs.DETECTION[0], *layout) for layout in [(2, 1, 1), (8, 1, 1), (1, 1, 4)]]
 CASES += [(runs.DETECTION[1], 8, 8, 1)]
 

@@ -125,7 +125,9 @@ class Meeting:
         """
         roster, card = read(self._path(ROSTER)), read(self._path(self._index))
         start, cards = roster.get("start"), mapping(roster.get("cards"))
-        if start != self._start or not card:
+        if start is None:
+            pass  # Nobody has called yet, so there is nothing to answer, or to refuse.
+        elif start != self._start or not card:
             self._start = start
             self._write(self._index, start=start, token=self._token, **self._card)
         elif card.get("token") != self._token:

@@ -112,6 +112,15 @@ def test_the_same_index_twice_is_refused(room, index):
     assert sum(error.startswith(twins) for error in errors) >= 2, errors
 
 
+def test_before_process_0_calls_nobody_answers_or_is_refused(room):
+    """Else the one that is not refused would write over what the other found."""
+    twins = [guest(room.folder, 1, 3, {}) for _ in range(2)]
+    room.folder.mkdir()
+    for twin in twins * 2:
+        assert twin._answer(None) == ({}, None)
+    assert not room.file(1).exists()
+
+
 def test_one_that_starts_again_takes_its_place(room):
     first = room.begin(0, 3)
     room.start()

@@ -24,7 +24,7 @@ from g2sd_jax.hosts.place import Place
 PERIOD = 0.5  # Seconds between two looks at the files.
 GRACE = 5.0  # Seconds more that the others wait, for process 0 to name the missing.
 MOST_BYTES = 1_000_000  # Of a file that is read.
-ROSTER = "roster"
+ROSTER, ANSWER = "roster", ".json"
 
 
 class Meeting:
@@ -90,9 +90,11 @@ class Meeting:
         if roster.get("start", self._token) != self._token:
             error = self._twins(roster)
         for path in self._folder.iterdir():
+            if path.suffix != ANSWER or path.stem in ("0", ROSTER):
+                continue  # Not renamed yet, or our own.
             card = read(path)
-            if card.get("start") != self._token or path.stem in ("0", ROSTER):
-                continue  # Of another start, half a file, or our own.
+            if card.get("start") != self._token:
+                continue  # Of another start.
             host = errors.printable(card.get("host"))
             cards[path.stem] = dict(card, host=host, facts=mapping(card.get("facts")))
             if "error" in card:
@@ -153,7 +155,7 @@ class Meeting:
         )
 
     def _path(self, name: str | int) -> epath.Path:
-        return self._folder / f"{name}.json"
+        return self._folder / f"{name}{ANSWER}"
 
     def _write(self, name: str | int, **content: Any) -> None:
         # Named by the writer: two may write one file, by mistake.

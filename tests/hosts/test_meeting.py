@@ -112,6 +112,20 @@ def test_the_same_index_twice_is_refused(room, index):
     assert sum(error.startswith(twins) for error in errors) >= 2, errors
 
 
+def test_an_answer_that_is_not_renamed_yet_is_none(room):
+    """Else it would be listed, and refused, by another name than its process."""
+    room.folder.mkdir()
+    host, worker = guest(room.folder, 0, 2, {}), guest(room.folder, 1, 3, {})
+    host._write("roster", start=host._token)
+    worker._answer(None)
+    room.file(1).rename(room.folder / "half.partial")
+    assert host._call(None) == ({}, None)
+    worker._answer(None)
+    cards, error = host._call(None)
+    assert list(cards) == ["0", "1"] and "as one of 3 processes" in error
+    assert worker._answer(None) == (cards, error)
+
+
 def test_before_process_0_calls_nobody_answers_or_is_refused(room):
     """Else the one that is not refused would write over what the other found."""
     twins = [guest(room.folder, 1, 3, {}) for _ in range(2)]

@@ -45,7 +45,8 @@ EFFICIENCY = {"cpu": 0.35, "accelerator": 0.2}
 COMPILING = 30.0  # Seconds a stage until its first step.
 EPOCHS = (200.0, 100.0)  # Of the masked stages and of the others: where an hour lets.
 MOST, LEAST = 4.0, 0.02  # How far that is stretched to fill the time, or cut.
-ADAPTING = 0.2  # Share of the epochs that fine-tune a teacher that is there already.
+# Epochs, at most, and learning rate that fine-tune a teacher that is there already.
+ADAPTED, ADAPTED_RATE = 5.0, 3e-4
 ROWS = {
     "all": table.ROWS,
     "g2sd": (("teacher", "teacher"), table.ROWS[3], table.ROWS[4]),
@@ -83,7 +84,8 @@ class Plan(NamedTuple):
     window: int  # Side of what the stages with labels see.
     batch: int  # Of the masked stages.
     masked: float  # Epochs of the masked stages,
-    tuned: float  # and of the others.
+    tuned: float  # of the others,
+    adapted: float  # and of the fine-tuning of a teacher that is there already.
 
     @property
     def small(self) -> bool:
@@ -192,7 +194,10 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
                 options=asked,
             )
         )
-    config.epochs = ConfigDict(dict(masked=plan.masked, tuned=plan.tuned))
+    epochs = dict(masked=plan.masked, tuned=plan.tuned)
+    if pretrained:
+        epochs["teacher's"] = plan.adapted
+    config.epochs = ConfigDict(epochs)
     return config
 
 
@@ -225,9 +230,8 @@ def make_plan(args: ConfigDict, labels: Labels, names: tuple[str, ...]) -> Plan:
     # A power of two, of at most 256, that makes some twenty steps of an epoch.
     batch = min(256, max(8, 2 ** (args.pictures // 20).bit_length()))
     batch = args.batch or min(batch, 2 ** (max(args.pictures, 1).bit_length() - 1))
-    plan = Plan(args, device, teacher, student, window, batch, 1.0, 1.0)
-    masked, tuned = lengths(plan, labels, names)
-    return plan._replace(masked=masked, tuned=tuned)
+    plan = Plan(args, device, teacher, student, window, batch, 1.0, 1.0, 1.0)
+    return plan._replace(**lengths(plan, labels, names))
 
 
 def models(
@@ -312,20 +316,32 @@ def shape(text: str, patch: int) -> dict[str, Any]:
     return dict(size="custom", width=width, depth=depth, heads=heads, patch=patch)
 
 
-def lengths(plan: Plan, labels: Labels, names: tuple[str, ...]) -> tuple[float, float]:
-    """Epochs of the masked stages, and of the others, that end within `hours`."""
+def lengths(plan: Plan, labels: Labels, names: tuple[str, ...]) -> dict[str, float]:
+    """The epochs of a `Plan` that end within `hours`.
+
+    A teacher that is there already is adapted first, in up to half of the time: what
+    it has not learned of the labels nobody can learn from it.
+    """
     args = plan.args
     if args.epochs:
-        return args.epochs, args.epochs / 2
-    work = {
-        name: EPOCHS[name not in UNLABELLED] * flops(plan, labels, name)
+        tuned = args.epochs / 2
+        adapted = min(ADAPTED, max(1.0, tuned))
+        return dict(masked=args.epochs, tuned=tuned, adapted=adapted)
+    rate = args.gflops * 1e9 * EFFICIENCY[plan.device]
+    seconds = {
+        name: args.seeds * args.pictures * flops(plan, labels, name) / rate
         for name in names
     }
-    rate = args.gflops * 1e9 * EFFICIENCY[plan.device]
-    seconds = args.seeds * args.pictures * sum(work.values()) / rate
     left = 0.8 * args.hours * 3600 - COMPILING * len(names) * min(args.seeds, 2)
-    stretch = min(MOST, max(LEAST, left / seconds))
-    return tuple(max(1.0, round(stretch * epochs, 1)) for epochs in EPOCHS)
+    adapted = 1.0
+    if plan.pretrained and "teacher" in names:
+        each = seconds.pop("teacher")
+        adapted = min(ADAPTED, max(1.0, round(left / 2 / each, 1)))
+        left -= adapted * each
+    once = sum(s * EPOCHS[name not in UNLABELLED] for name, s in seconds.items())
+    stretch = min(MOST, max(LEAST, left / once))
+    masked, tuned = (max(1.0, round(stretch * epochs, 1)) for epochs in EPOCHS)
+    return dict(masked=masked, tuned=tuned, adapted=adapted)
 
 
 def flops(plan: Plan, labels: Labels, name: str) -> float:
@@ -342,8 +358,6 @@ def flops(plan: Plan, labels: Labels, name: str) -> float:
         key: products(model, plan.window) + labels.heads(plan, dimensions(model)[0])
         for key, model in models.items()
     }
-    if plan.pretrained and name == "teacher":
-        return ADAPTING * 3 * full[who]
     return 3 * full[who] + (full["teacher"] if name in ("mae_ms", "g2sd") else 0.0)
 
 
@@ -406,11 +420,10 @@ def steps(
     generic = "generic_distill:student=custom"
     adapted = {}
     if plan.pretrained:
-        share = max(1.0, ADAPTING * tuned)
         adapted = dict(
-            total_epochs=share,
-            eval_epochs=share,
-            optim=dict(warmup_epochs=ADAPTING * tuned / 20),
+            total_epochs=plan.adapted,
+            eval_epochs=plan.adapted,
+            optim=dict(lr=ADAPTED_RATE, warmup_epochs=plan.adapted / 10),
         )
         if args.teacher_kind == "encoder":
             generic += ",target=encoder"

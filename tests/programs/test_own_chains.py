@@ -10,6 +10,7 @@ import coco_files
 import files
 import label_map_files
 from g2sd_jax import cli, recipes, stages
+from g2sd_jax.configs.chains import own
 from g2sd_jax.tools import chain
 
 FACTS = "pictures=60,classes=4,split=train+val,gflops=100.0"
@@ -97,12 +98,26 @@ def test_a_teacher_that_is_there_is_only_tuned(name):
     assert len(configs) == 7 and "teacher_mae" not in configs
     assert configs["teacher"].init_from == "some/file"
     assert configs["student_generic"].distill.target == "encoder"
-    assert configs["teacher"].total_epochs < configs["mae"].total_epochs
+    assert configs["teacher"].optim.lr < configs["mae"].optim.lr
     patches = {config.model.patch for config in configs.values()}
     assert patches == {16}  # Of which a pyramid can be made.
     assert {tuple(config.data.mean) for config in configs.values()} == {(0.5,) * 3}
     with pytest.raises(ValueError, match="do not say their number of attention heads"):
         planned(name, CPU, "teacher=some/file", ABOUT, "teacher_heads=-1")
+
+
+def test_a_teacher_that_is_there_is_adapted_in_half_of_the_time():
+    def lengths(*arguments):
+        configs = planned(
+            "maps", CPU, "teacher=f", ABOUT, "teacher_heads=4", *arguments
+        )
+        return [configs[step].total_epochs for step in ("teacher", "mae")]
+
+    (longest, tuned), (shortest, few) = lengths("hours=9"), lengths("hours=0.05")
+    assert longest == own.ADAPTED < tuned and 1.0 == shortest < few
+    some, _ = lengths("hours=0.08")
+    assert 1.0 < some < longest
+    assert lengths("epochs=4") == [2.0, 2.0] and lengths("epochs=40") == [5.0, 20.0]
 
 
 TINY = "student=32x2,teacher=48x2,image=64,batch=32,epochs=1,steps=2,rows=g2sd"

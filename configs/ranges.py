@@ -138,6 +138,7 @@ RANGES = {
     "teacher.std": PIECE.of(empty=True)._replace(hint=UNIT),
     "epochs.masked": above(0, 1e6),  # Of a chain, as are the next.
     "epochs.tuned": above(0, 1e6),
+    "epochs.adapted": above(0, 1e6),
     "data.assumed.train_examples": COUNT,
     "data.assumed.classes": at_least(0, 1_000_000, integer=True),
     "data.max_boxes": at_least(1, 10_000, integer=True),

@@ -20,6 +20,7 @@ STAGES += ["generic_distill:target=encoder", "dmae_distill:paper=mae_lite"]
 STAGES += ["finetune:task=detection"]
 STAGES += ["specific_cls:loss=soft", "specific_cls:loss=nkd", "specific_seg:loss=kl"]
 CHAINS = [name for name in recipes.names() if name.startswith("chains/")]
+WITH_TEACHER = "chains/folder:teacher=file"  # One that is there has keys of its own.
 SPELLED = {"optim.rules"}  # Checked entry by entry.
 # Tuples that no recipe sets: from a weight file, from the depth of an encoder.
 OF_FILES = {"model.variant.rotary_grid", "model.taps"}
@@ -48,7 +49,7 @@ def numeric(config) -> dict:
     return keys
 
 
-@pytest.mark.parametrize("spec", STAGES + CHAINS)
+@pytest.mark.parametrize("spec", [*STAGES, *CHAINS, WITH_TEACHER])
 def test_every_numeric_key_has_a_range(spec):
     config = recipes.load(spec)
     stage = config.get("stage") or ""
@@ -60,7 +61,7 @@ def test_every_numeric_key_has_a_range(spec):
 def test_every_range_is_of_a_key():
     keys = {
         name
-        for spec in STAGES + CHAINS
+        for spec in (*STAGES, *CHAINS, WITH_TEACHER)
         for key in numeric(recipes.load(spec))
         for name in (key, key.removeprefix("teacher."))
     }

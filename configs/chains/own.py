@@ -196,7 +196,7 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
         )
     epochs = dict(masked=plan.masked, tuned=plan.tuned)
     if pretrained:
-        epochs["teacher's"] = plan.adapted
+        epochs["adapted"] = plan.adapted  # The teacher's.
     config.epochs = ConfigDict(epochs)
     return config
 

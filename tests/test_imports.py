@@ -48,6 +48,7 @@ THIRD_PARTY = {
         "numpy",
         "etils",
         "PIL",
+        "array_record",
         "ml_collections",
         "pycocotools",
         "shapely",

@@ -10,6 +10,7 @@ Evaluation sees every picture of the json once, and the annotations as they are.
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,10 +21,13 @@ from g2sd_jax.data import (
     decoder,
     encoded,
     failures,
+    filling,
     folder,
+    geometry,
     instances,
     jitter,
     pipeline,
+    reading,
     walk,
 )
 from g2sd_jax.data import dataset as datasets
@@ -64,10 +68,10 @@ def load_training(config: ConfigDict, split: str) -> datasets.Dataset:
     annotations = annotations._replace(
         images=tuple(annotations.images[row] for row in rows)
     )
-    read, name = files.read, files.name
+    name = files.name
     files = files._replace(
         count=len(rows),
-        read=lambda index: read(rows[index]),
+        places=[files.places[row] for row in rows],
         name=lambda index: name(rows[index]),
     )
     check_counts(config, annotations, files)
@@ -118,7 +122,8 @@ def list_pictures(
         count=len(names),
         classes=annotations.classes,
         labels=None,
-        read=lambda index: root.read(places[index]),
+        places=places,
+        reader=root.reader,
         name=lambda index: f"{above}{names[index]}",
         origin=origin,
         notes=tuple(notes),
@@ -237,29 +242,22 @@ def make_dataset(
     """The `Dataset` of pictures and their annotations, at the same indices."""
     canvas = Canvas(config)
     count = pipeline.example_count(config, files)
+    pictures = Annotated(files.reader, canvas, config.model.channels)
+    filler = filling.Filler(config, split, count, pictures)
 
-    def open_picture(index):
-        picture = decoder.open_picture(files.read(index), config.model.channels)
-        check_size(annotations.images[index], picture, files.name(index))
-        return picture
+    def item(index):
+        image = annotations.images[index]
+        return files.places[index], files.name(index), image.size, image.objects
 
-    fill = pipeline.make_fill(config, files, split)
+    candidates = filling.Candidates(count, item, files.name, files.origin)
 
     def fetch(indices, epoch=None):
-        batch = canvas.empty(len(indices), targets=epoch is not None)
-
-        def place(row, index):
-            picture = open_picture(index)
-            pixels, _ = picture.cut((0, 0, *picture.size))
-            objects = annotations.images[index].objects
-            canvas.place(batch, row, pixels, objects, epoch, index)
-
-        used, valid = fill(indices, place, epoch is not None)
+        batch, used, valid = filler.fill(indices, epoch, candidates)
         return {**batch, "index": used, "valid": valid}
 
     for index in np.unique(np.linspace(0, count - 1, CHECKED if count else 0)):
         try:
-            open_picture(int(index))
+            pictures.open(*item(int(index))[:3])
         except (OSError, decoder.Unreadable) as error:
             name = files.name(int(index))
             failures.note(config, split, count, int(index), name, error)
@@ -307,19 +305,25 @@ def list_objects(
     )
 
 
-def check_size(image: coco_json.Image, picture: decoder.Picture, name: str) -> None:
-    """Refuses a picture of another size than its json says."""
-    if tuple(picture.size) == image.size:
+def check_size(size: geometry.Size, picture: decoder.Picture, name: str) -> None:
+    """Refuses a picture of another size than its json says.
+
+    Args:
+        size: (height, width) in the json.
+        picture: opened.
+        name: of its file.
+    """
+    if tuple(picture.size) == size:
         return
     hint = "correct the json, or put the picture there that was annotated"
-    if picture.size[::-1] == image.size and picture.turn[0]:
+    if picture.size[::-1] == size and picture.turn[0]:
         hint = (
             "its EXIF orientation turns it upright, but it was annotated as it is "
             "stored: remove that tag (exiftool -Orientation=)"
         )
     raise ValueError(
         f"{name} has {tuple(picture.size)} pixels (height, width), but the json says "
-        f"{image.size}; {hint}."
+        f"{size}; {hint}."
     )
 
 
@@ -397,6 +401,43 @@ class Canvas:
         batch["labels"][row, :n] = [objects[each].label for each in shown.rows[chosen]]
         batch["valid_boxes"][row, :n] = True
         batch["masks"][row, :n] = shown.masks[chosen]
+
+
+class Annotated(NamedTuple):
+    """Reads pictures with their objects: the `filling.Examples` of this source.
+
+    An item is (place, name, (height, width) in the json, objects).
+    """
+
+    reader: reading.Reader
+    canvas: Canvas
+    channels: int
+
+    def empty(self, count: int, training: bool) -> dict[str, np.ndarray]:
+        """Batch of `count` rows that are all padding."""
+        return self.canvas.empty(count, targets=training)
+
+    def open(
+        self, place: walk.Place, name: str, size: geometry.Size
+    ) -> decoder.Picture:
+        """Opens a picture, which has to be of the size that the json says."""
+        picture = decoder.open_picture(self.reader.read(place), self.channels)
+        check_size(size, picture, name)
+        return picture
+
+    def place(
+        self,
+        batch: dict[str, np.ndarray],
+        row: int,
+        item: tuple,
+        epoch: int | None,
+        index: int,
+    ) -> None:
+        """Fills a row with a picture and, in training, its objects."""
+        *where, objects = item
+        picture = self.open(*where)
+        pixels, _ = picture.cut((0, 0, *picture.size))
+        self.canvas.place(batch, row, pixels, objects, epoch, index)
 
 
 frames = Canvas  # The layout of a training batch.

@@ -4,10 +4,8 @@
 
 import collections
 import functools
-import os
 import posixpath
 import tarfile
-import weakref
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import errors
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, pipeline, walk
+from g2sd_jax.data import encoded, pipeline, reading, walk
 
 TARS = (".tar", ".tar.gz", ".tgz")
 PACKED = 2**30  # Bytes of a compressed tar, beyond which it is not kept in memory.
@@ -109,7 +107,8 @@ def list_files(config: ConfigDict, split: str) -> encoded.Encoded:
         count=len(files),
         classes=names,
         labels=np.array([label for _, label, _ in ranked], np.int32),
-        read=lambda index: root.read(places[index]),
+        places=places,
+        reader=root.reader,
         name=lambda index: f"{above}{files[index]}",
         origin=origin,
         notes=tuple(notes),
@@ -215,7 +214,8 @@ def list_unlabelled(
         count=len(files),
         classes=(),
         labels=None,
-        read=lambda index: root.read(places[files[index]]),
+        places=[places[file] for file in files],
+        reader=root.reader,
         name=lambda index: f"{above}{files[index]}",
         origin=origin,
         notes=tuple(notes),
@@ -365,6 +365,7 @@ class Folder:
     """Pictures on a disk; a place is a path."""
 
     separator = "/"  # Between the path of the folder and that of a picture in it.
+    reader = reading.Paths()
 
     def __init__(self, path: Path):
         self._path = path
@@ -385,15 +386,9 @@ class Folder:
         """The paths of a listing of all, as seen from where the pictures lie."""
         return list(listing.files)
 
-    @staticmethod
-    def read(place: walk.Place) -> bytes:
-        """The bytes of one picture."""
-        with open(place, "rb") as file:
-            return file.read()
-
 
 class Tar:
-    """Pictures inside a tar, read where they lie; a place is (offset, size).
+    """Pictures inside a tar, read where they lie; a place is a `reading.Span`.
 
     A compressed tar has no such places: there a place is the bytes, in memory.
     """
@@ -408,8 +403,7 @@ class Tar:
                 f"{path} holds {size / 2**30:.1f} GiB, compressed: no picture can be "
                 "reached without unpacking all before it; gunzip it, and give the .tar."
             )
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
+        self.reader = reading.Inline() if self._packed else reading.Spans([path])
         self._pictures, self._folders = {}, []  # {path: place}, and paths.
         self._others, self._links = [], []  # Paths of what is not read.
         self._scan()
@@ -436,10 +430,10 @@ class Tar:
                     elif member.issym():
                         self._links.append(name)
                     elif member.isfile() and walk.is_picture(posixpath.basename(name)):
-                        place = member.offset_data, member.size
+                        place = 0, member.offset_data, member.offset_data + member.size
                         if self._packed:
                             place = members.extractfile(member).read()
-                        elif sum(place) > end:
+                        elif place[-1] > end:
                             raise tarfile.ReadError(f"it ends inside {name}")
                         self._pictures[name] = place
                     elif member.isfile():
@@ -533,13 +527,6 @@ class Tar:
         """The paths of a listing of all, as seen from where the pictures lie."""
         around = common_folder([posixpath.dirname(name) for name in listing.files])
         return [name[len(around) :].lstrip("/") for name in listing.files]
-
-    def read(self, place: walk.Place) -> bytes:
-        """The bytes of one picture."""
-        if self._packed:
-            return place
-        offset, size = place
-        return os.pread(self._file, size, offset)
 
 
 def common_folder(folders: Sequence[str]) -> str:

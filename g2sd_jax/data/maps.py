@@ -10,6 +10,7 @@ originals.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,9 +21,11 @@ from g2sd_jax.data import (
     crops,
     decoder,
     failures,
+    filling,
     geometry,
     pairs,
     pipeline,
+    reading,
     threads,
 )
 from g2sd_jax.data import dataset as datasets
@@ -52,52 +55,36 @@ def load(config: ConfigDict, split: str) -> datasets.Dataset:
     errors.one_of("config.data.map_orientation", orientation, ORIENTATIONS)
     pictures, label_maps = pairs.list_pairs(config, split)  # None: there are no maps.
     count = pipeline.example_count(config, pictures)
-    table, frames = label_table(config), Crops(config)
+    pairs_read = Pairs(
+        reader=pictures.reader,
+        label_reader=None if label_maps is None else label_maps.reader,
+        table=label_table(config),
+        frames=Crops(config),
+        orientation=orientation,
+    )
+    filler = filling.Filler(config, split, count, pairs_read)
     turned = set()  # Names of pictures that EXIF turns.
 
-    def read_pair(index):
-        """(pixels [h, w, C], label map [h, w]) of one example."""
-        picture = decoder.open_picture(pictures.read(index), config.model.channels)
+    def item(index):
+        picture = pictures.places[index], pictures.name(index)
         if label_maps is None:
-            pixels = picture.cut((0, 0, *picture.size))[0]
-            return pixels, np.full(pixels.shape[:2], label_values.IGNORED, np.uint8)
-        try:
-            stored = decode(label_maps.read(index), label_maps.name(index))
-        except (OSError, decoder.Unreadable) as error:
-            raise decoder.Unreadable(f"{label_maps.name(index)}: {error}") from error
-        if picture.turn != decoder.UPRIGHT:
-            turned.add(pictures.name(index))
-            if orientation == "stored":
-                full_box = (0, 0, *stored.shape)
-                stored, _ = decoder.to_upright(stored, full_box, picture.turn)
-        if stored.shape != tuple(picture.size):
-            raise ValueError(
-                f"{pictures.name(index)} has {picture.size} pixels (height, width), "
-                f"its label map {label_maps.name(index)} {stored.shape}; they have to "
-                f"agree.{turn_hint(picture, stored, orientation)}"
-            )
-        label_map = table[stored]
-        check_labels(stored, label_map, config, label_maps.name(index))
-        return picture.cut((0, 0, *picture.size))[0], label_map
+            return picture, None
+        return picture, (label_maps.places[index], label_maps.name(index))
 
     def original(index):
         try:
-            pixels, label_map = read_pair(index)
+            pair = pairs_read.read(item(index))
         except (OSError, decoder.Unreadable) as error:
             failures.note(config, split, count, index, pictures.name(index), error)
             return {}
-        return {"image": pixels, "label_map": label_map}
+        if pair.turned:
+            turned.add(pictures.name(index))
+        return {"image": pair.pixels, "label_map": pair.label_map}
 
-    fill = pipeline.make_fill(config, pictures, split)
+    candidates = filling.Candidates(count, item, pictures.name, pictures.origin)
 
     def fetch(indices, epoch=None):
-        batch = frames.empty(len(indices))
-
-        def place(row, index):
-            pixels, label_map = read_pair(index)
-            frames.place(batch, row, pixels, label_map, epoch, index)
-
-        used, valid = fill(indices, place, epoch is not None)
+        batch, used, valid = filler.fill(indices, epoch, candidates)
         return {**batch, "index": used, "valid": valid}
 
     checked = np.linspace(0, count - 1, CHECKED if count else 0).astype(int)
@@ -279,11 +266,75 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return stored
 
 
+class Pair(NamedTuple):
+    """A picture and its label map."""
+
+    pixels: np.ndarray  # [h, w, C] uint8
+    label_map: np.ndarray  # [h, w] uint8, classes or 255
+    turned: bool  # Whether EXIF turns the picture.
+
+
+class Pairs(NamedTuple):
+    """Reads pictures with their label maps: the `filling.Examples` of this source.
+
+    An item is (place, name) of the picture and of its label map, or None for that.
+    """
+
+    reader: reading.Reader
+    label_reader: reading.Reader | None
+    table: np.ndarray  # Of `label_table`.
+    frames: "Crops"
+    orientation: str  # `config.data.map_orientation`
+
+    def empty(self, count: int, training: bool) -> dict[str, np.ndarray]:
+        """Batch of `count` rows that are all padding, the same for evaluation."""
+        return self.frames.empty(count)
+
+    def place(
+        self,
+        batch: dict[str, np.ndarray],
+        row: int,
+        item: tuple,
+        epoch: int | None,
+        index: int,
+    ) -> None:
+        """Fills a row with a crop of a picture and of its label map."""
+        pair = self.read(item)
+        self.frames.place(batch, row, pair.pixels, pair.label_map, epoch, index)
+
+    def read(self, item: tuple) -> Pair:
+        """Decodes a picture and its label map, upright and of one size."""
+        (place, name), labels = item
+        config = self.frames.config
+        picture = decoder.open_picture(self.reader.read(place), config.model.channels)
+        if labels is None:
+            pixels = picture.cut((0, 0, *picture.size))[0]
+            unlabelled = np.full(pixels.shape[:2], label_values.IGNORED, np.uint8)
+            return Pair(pixels, unlabelled, turned=False)
+        label_place, label_name = labels
+        try:
+            stored = decode(self.label_reader.read(label_place), label_name)
+        except (OSError, decoder.Unreadable) as error:
+            raise decoder.Unreadable(f"{label_name}: {error}") from error
+        turned = picture.turn != decoder.UPRIGHT
+        if turned and self.orientation == "stored":
+            stored, _ = decoder.to_upright(stored, (0, 0, *stored.shape), picture.turn)
+        if stored.shape != tuple(picture.size):
+            raise ValueError(
+                f"{name} has {picture.size} pixels (height, width), its label map "
+                f"{label_name} {stored.shape}; they have to agree."
+                f"{turn_hint(picture, stored, self.orientation)}"
+            )
+        label_map = self.table[stored]
+        check_labels(stored, label_map, config, label_name)
+        return Pair(picture.cut((0, 0, *picture.size))[0], label_map, turned)
+
+
 class Crops:
     """A random scale, then a crop of several classes; without an epoch the centre."""
 
     def __init__(self, config: ConfigDict):
-        self._config = config
+        self.config = config
         self._size = tuple(config.model.image_size)
         self._channels = config.model.channels
 
@@ -305,10 +356,10 @@ class Crops:
         index: int,
     ) -> None:
         """Crops a picture [h, w, C] and its label map [h, w] into a row of a batch."""
-        augment = self._config.augment
+        augment = self.config.augment
         drawn = None
         if epoch is not None:
-            drawn = crops.draw_scaled_crop(self._config, epoch, index)
+            drawn = crops.draw_scaled_crop(self.config, epoch, index)
         size, ratio = label_map.shape, 1.0 if drawn is None else drawn.ratio
         box = geometry.scaled_box(augment.fit, ratio)
         size = geometry.fit_size(size, box)

@@ -11,12 +11,9 @@ quarter to two fifths of this rate (one core, warm files, in turns).
 import contextlib
 import hashlib
 import io
-import mmap
 import os
 import resource
 import struct
-import threading
-import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -186,39 +183,3 @@ def raise_open_file_limit(files: int, origin: str) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-class Reader:
-    """Reads parts of a file, which any thread opens first and which stays open.
-
-    Args:
-        path: of the file.
-        mapped: whether to map it into memory.
-    """
-
-    def __init__(self, path: Path, mapped: bool):
-        self._path, self._mapped = path, mapped
-        self._lock, self._file = threading.Lock(), None
-
-    def read(self, start: int, end: int) -> bytes | memoryview:
-        """Bytes `start` to `end`; of a mapped file, a view of them without a copy."""
-        if self._file is None:
-            with self._lock:
-                if self._file is None:
-                    self._file = self._open()
-        if self._mapped:
-            return self._file[start:end]
-        record = os.pread(self._file, end - start, start)
-        if len(record) < end - start:
-            raise OSError(f"{self._path} ends within a record.")
-        return record
-
-    def _open(self) -> int | memoryview:
-        descriptor = os.open(self._path, os.O_RDONLY)
-        if not self._mapped:
-            weakref.finalize(self, os.close, descriptor)
-            return descriptor
-        try:
-            return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
-        finally:
-            os.close(descriptor)

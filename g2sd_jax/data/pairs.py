@@ -159,7 +159,8 @@ def as_encoded(
         count=len(files),
         classes=(),
         labels=None,
-        read=lambda index: root.read(files[index][1]),
+        places=[place for _, place in files],
+        reader=root.reader,
         name=lambda index: f"{above}{files[index][0]}",
         origin=origin,
     )

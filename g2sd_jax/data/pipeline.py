@@ -2,26 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """From undecoded picture files to batches: read, decode, crop, ahead of the step.
 
-Threads fill the rows of a batch, for reading and decoding let other threads run. A
-training picture reaches the device on a canvas, its crop as a box there, and is resized
-by the device; an evaluation picture is resized here, exactly as by Pillow.
+A training picture reaches the device on a canvas, its crop as a box there, and is
+resized by the device; an evaluation picture is resized here, exactly as by Pillow.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import classes, crops, decoder, encoded, failures, pictures, threads
+from g2sd_jax.data import (
+    classes,
+    crops,
+    decoder,
+    encoded,
+    filling,
+    pictures,
+    reading,
+    walk,
+)
 from g2sd_jax.data import dataset as datasets
-
-CHUNK = 8  # Rows a thread fills in one go; short, so that none waits long for another.
-
-
-# (indices [b], place, replacing) -> (used [b] int32, valid [b] bool)
-Fill = Callable[
-    [np.ndarray, Callable[[int, int], None], bool], tuple[np.ndarray, np.ndarray]
-]
 
 
 def dataset(config: ConfigDict, files: encoded.Encoded, split: str) -> datasets.Dataset:
@@ -32,25 +32,20 @@ def dataset(config: ConfigDict, files: encoded.Encoded, split: str) -> datasets.
         files: of the split.
         split: its name in the list of bad examples.
     """
-    decoder.check_channels(config.model.channels)
     mapped = classes.map_labels(config, files.classes, files.labels, files.origin)
     files = files._replace(classes=mapped.names, labels=mapped.labels)
     if config.data.classes:
         datasets.check_labels(files.labels, config.data.classes, files.origin)
-    training, evaluating = Training(config), Evaluating(config)
-    fill = make_fill(config, files, split)
+    count = example_count(config, files)
+    filler = filling.Filler(config, split, count, examples(config, files.reader))
+    candidates = filling.Candidates(
+        count, files.places.__getitem__, files.name, files.origin
+    )
 
     def fetch(indices, epoch=None):
-        frames = evaluating if epoch is None else training
-        batch = frames.empty(len(indices))
-
-        def place(row, index):
-            picture = decoder.open_picture(files.read(index), config.model.channels)
-            frames.place(batch, row, picture, epoch, index)
-
-        used, valid = fill(indices, place, epoch is not None)
+        batch, used, valid = filler.fill(indices, epoch, candidates)
         if files.labels is not None:
-            batch["label"] = files.labels[used]
+            batch = {**batch, "label": files.labels[used]}
         return {**batch, "index": used, "valid": valid}
 
     def original(index):
@@ -59,7 +54,7 @@ def dataset(config: ConfigDict, files: encoded.Encoded, split: str) -> datasets.
         return classes.evaluation_label(files.labels[index], mapped.among)
 
     return datasets.Dataset(
-        example_count(config, files),
+        count,
         files.classes,
         fetch,
         original,
@@ -78,52 +73,39 @@ def example_count(config: ConfigDict, files: encoded.Encoded) -> int:
     return files.count if limit is None else min(files.count, limit)
 
 
-def make_fill(config: ConfigDict, files: encoded.Encoded, split: str) -> Fill:
-    """Makes the function that fills the rows of a batch on threads.
+class Pictures(NamedTuple):
+    """Reads pictures, for training or evaluation: the `filling.Examples` of files.
 
-    Args:
-        config: the recipe.
-        files: of the split; only their names are used here.
-        split: its name in the list of bad examples.
-
-    Returns:
-        `fill(indices, place, replacing)`, which gives the index of the example in each
-        row and whether the row is valid. `place(row, index)` fills a row, or raises
-        OSError or `Unreadable`: then the next example is tried if `replacing`, else the
-        row is not valid.
+    An item is the place of a picture.
     """
-    workers, count = threads.workers(config), example_count(config, files)
-    pool = threads.pool(config)
 
-    def fill(indices, place, replacing):
-        used = np.array(indices, np.int32)
-        valid = np.ones(len(used), bool)
+    reader: reading.Reader
+    training: "Training"
+    evaluating: "Evaluating"
+    channels: int
 
-        def fill_rows(rows):
-            for row in rows:
-                placed = fill_row(row, int(used[row]))
-                valid[row] = placed is not None
-                used[row] = used[row] if placed is None else placed
+    def empty(self, count: int, training: bool) -> dict[str, np.ndarray]:
+        """Batch of `count` rows that are all padding."""
+        return (self.training if training else self.evaluating).empty(count)
 
-        def fill_row(row, index):
-            """Returns the example in the row: `index`, or the next that is readable."""
-            for at in ((index + step) % count for step in range(count)):
-                try:
-                    place(row, at)
-                    return at
-                except (OSError, decoder.Unreadable) as error:
-                    failures.note(config, split, count, at, files.name(at), error)
-                    if not replacing:
-                        return None  # Else an example would be evaluated twice.
-            raise ValueError(f"{files.origin}: none of {count} examples can be read.")
+    def place(
+        self,
+        batch: dict[str, np.ndarray],
+        row: int,
+        item: walk.Place,
+        epoch: int | None,
+        index: int,
+    ) -> None:
+        """Fills a row with a picture, cropped for an epoch or for evaluation."""
+        picture = decoder.open_picture(self.reader.read(item), self.channels)
+        frames = self.evaluating if epoch is None else self.training
+        frames.place(batch, row, picture, epoch, index)
 
-        step = max(1, min(CHUNK, -(-len(used) // workers)))
-        parts = [range(len(used))[at : at + step] for at in range(0, len(used), step)]
-        for _ in pool.map(fill_rows, parts):  # Raises what a thread raised.
-            pass
-        return used, valid
 
-    return fill
+def examples(config: ConfigDict, reader: reading.Reader) -> Pictures:
+    """The `Pictures` of a recipe, whose number of channels is checked."""
+    decoder.check_channels(config.model.channels)
+    return Pictures(reader, Training(config), Evaluating(config), config.model.channels)
 
 
 class Training:
@@ -139,8 +121,7 @@ class Training:
 
     def empty(self, count: int) -> dict[str, np.ndarray]:
         """Batch of `count` rows: `image` on the canvas, and `crop`, the box in it."""
-        # Zeros, so that equal batches are equal bytes outside the boxes as well; the
-        # system hands out zeroed pages, and only touched ones cost anything.
+        # Zeros, so that equal batches are equal bytes outside the boxes as well.
         image = np.zeros((count, *self._canvas, self._channels), np.uint8)
         return {"image": image, "crop": np.zeros((count, 4), np.float32)}
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import json_files
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, packs, pipeline
+from g2sd_jax.data import encoded, packs, pipeline, reading
 
 MANIFEST = "manifest.json"  # Written last: where it is, all packs are.
 UNFINISHED = "unfinished.json"
@@ -93,29 +93,25 @@ def open_split(folder: Path, manifest: dict, split: str) -> encoded.Encoded:
     indexes = [packs.read_index(file) for file in files]
     mapped = manifest["job"]["format"] == "raw"
     packs.raise_open_file_limit(len(files), str(folder))
-    readers = [packs.Reader(file, mapped) for file in files]
-    firsts = np.cumsum([0] + [len(index.ends) for index in indexes])
-
-    def locate(index):
-        pack = int(np.searchsorted(firsts, index, side="right")) - 1
-        return pack, int(index - firsts[pack])
-
-    def read(index):
-        pack, row = locate(index)
-        start, end = starts[pack][row], indexes[pack].ends[row]
-        return readers[pack].read(int(start), int(end))
+    counts = [len(index.ends) for index in indexes]
+    firsts = np.cumsum([0, *counts])
+    places = reading.SpanTable(
+        file=np.repeat(np.arange(len(files)), counts),
+        start=np.concatenate([index.starts for index in indexes]),
+        end=np.concatenate([index.ends for index in indexes]),
+    )
 
     def name(index):
-        pack, row = locate(index)
-        return f"{files[pack]}: {indexes[pack].names[row]}"
+        pack, _, _ = places[index]
+        return f"{files[pack]}: {indexes[pack].names[index - firsts[pack]]}"
 
-    starts = [index.starts for index in indexes]
     labels = np.concatenate([index.labels for index in indexes])
     return encoded.Encoded(
         count=int(firsts[-1]),
         classes=tuple(entry["classes"]),
         labels=labels if entry["labelled"] else None,
-        read=read,
+        places=places,
+        reader=reading.Spans(files, mapped),
         name=name,
         origin=f"{folder} ({split})",
     )

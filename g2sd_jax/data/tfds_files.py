@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random access to the files of a prepared TFDS set, and its labels.
 
-Each function of `OPENERS` takes the recipe, a `PreparedSplit` and the name
-of the split, and returns `(labels, read)`: [N] int32, or None or [0] where there are
-none, and `read(index)`, which returns the encoded picture.
+Each function of `OPENERS` takes the recipe, a `PreparedSplit` and the name of the
+split, and returns an `Opened`.
 """
 
 import functools
@@ -21,7 +20,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import arrays, packs, tfrecord
+from g2sd_jax.data import array_records, arrays, reading, tfrecord
 
 CHUNK = 1000  # Records of array_record files that one thread reads at a time.
 
@@ -57,7 +56,12 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in str(path)
 
 
-Opened = tuple[np.ndarray | None, Callable[[int], bytes]]  # (labels, read)
+class Opened(NamedTuple):
+    """Random access to the encoded pictures of a split."""
+
+    labels: np.ndarray | None  # [N] int32, or None or [0] where there are none.
+    places: Sequence[Any]
+    reader: reading.Reader
 
 
 def open_tfrecords(
@@ -103,12 +107,8 @@ def open_tfrecords(
     shard = np.repeat(
         np.arange(len(paths)), [part.take for part in prepared_split.parts]
     )
-    readers = [packs.Reader(path, mapped=False) for path in paths]
-
-    def read(index):
-        return readers[shard[index]].read(int(start[index]), int(end[index]))
-
-    return labels, read
+    table = reading.SpanTable(shard, start, end)
+    return Opened(labels, table, reading.Spans(paths))
 
 
 def open_array_records(
@@ -117,10 +117,9 @@ def open_array_records(
     split: str,
 ) -> Opened:
     """Opens array_record files, which have an index of their own."""
-    import tensorflow_datasets as tfds
-
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    records = prepared_split.builder.as_data_source(split, deserialize_method=raw)
+    records = array_records.open_files(prepared_split.parts)
+    places = range(len(records))
+    reader = array_records.Pictures(records, prepared_split.image)
 
     def labels_from(begin):
         some = records.__getitems__(range(begin, min(begin + CHUNK, len(records))))
@@ -139,15 +138,8 @@ def open_array_records(
             )
             return dict(label=np.array([n for some in chunks for n in some], np.int32))
 
-    def read(index):
-        record = records[index]
-        start, end, _ = tfrecord.locate_picture(
-            record, 0, len(record), prepared_split.image, None
-        )
-        return record[start:end]
-
     if prepared_split.label is None:
-        return None, read
+        return Opened(None, places, reader)
     rows = [[part.skip, part.take] for part in prepared_split.parts]
     index = cached_index(
         config,
@@ -155,7 +147,7 @@ def open_array_records(
         [prepared_split.image, prepared_split.label, rows],
         scan,
     )
-    return index["label"], read
+    return Opened(index["label"], places, reader)
 
 
 OPENERS = {"tfrecord": open_tfrecords, "array_record": open_array_records}

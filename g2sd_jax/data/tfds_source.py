@@ -77,12 +77,13 @@ def list_files(config: ConfigDict, split: str) -> encoded.Encoded:
         )
     packs.raise_open_file_limit(len(prepared_split.parts), prepared_split.origin)
     open_files = tfds_files.OPENERS[prepared_split.kind]
-    labels, read = open_files(config, prepared_split, split)
+    opened = open_files(config, prepared_split, split)
     return encoded.Encoded(
         count=sum(part.take for part in prepared_split.parts),
         classes=prepared_split.classes,
-        labels=labels if prepared_split.label else None,
-        read=read,
+        labels=opened.labels if prepared_split.label else None,
+        places=opened.places,
+        reader=opened.reader,
         name=lambda index: f"{config.data.source}/{split}#{index}",
         origin=prepared_split.origin,
     )

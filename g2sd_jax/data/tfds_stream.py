@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TFDS sets that are not on a local disk: decodes a `record_stream` in its order."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,14 +10,13 @@ from ml_collections import ConfigDict
 
 from g2sd_jax.data import (
     crops,
-    decoder,
-    failures,
+    filling,
     order,
     pipeline,
+    reading,
     record_stream,
     tfds_files,
     tfrecord,
-    threads,
 )
 from g2sd_jax.data import dataset as datasets
 
@@ -132,7 +130,7 @@ def open_split(
 
 
 class Decoder:
-    """Decodes batches on threads.
+    """Decodes batches.
 
     Args:
         config: the recipe.
@@ -148,11 +146,10 @@ class Decoder:
         split: str,
         count: int,
     ):
-        decoder.check_channels(config.model.channels)
-        self._config, self._split, self._count = config, split, count
+        self._config, self._split = config, split
         self._prepared_split = prepared_split
-        self._frames = pipeline.Training(config), pipeline.Evaluating(config)
-        self._pool = threads.pool(config)
+        pictures = pipeline.examples(config, reading.Inline())
+        self._filler = filling.Filler(config, split, count, pictures)
 
     def batch(
         self, undecoded: record_stream.UndecodedBatch, epoch: int | None
@@ -162,41 +159,25 @@ class Decoder:
         In training the next readable picture of the batch replaces an unreadable one;
         in evaluation, where `epoch` is None, the row is not valid.
         """
-        frames = self._frames[epoch is None]
-        arrays = frames.empty(len(undecoded.image))
-        place = functools.partial(self._place, undecoded, frames, arrays, epoch)
-        used = np.array(list(self._pool.map(place, range(len(undecoded.image)))))
-        valid = used >= 0
-        rows = np.where(valid, used, np.arange(len(used)))
+        rows = len(undecoded.image)
+        index = lambda at: int(undecoded.index[at])
+        candidates = filling.Candidates(
+            count=rows,
+            item=undecoded.image.__getitem__,
+            name=lambda at: f"{self._config.data.source}/{self._split}#{index(at)}",
+            origin=f"{self._prepared_split.origin}, in one batch",
+            index=index,
+        )
+        arrays, used, valid = self._filler.fill(
+            np.arange(rows), epoch, candidates, undecoded.valid
+        )
         if self._prepared_split.label is not None:
-            arrays["label"] = label = undecoded.label[rows]
+            label = undecoded.label[used]
+            arrays = {**arrays, "label": label}
             datasets.check_labels(
                 label[valid], self._config.data.classes, self._prepared_split.origin
             )
-        return {**arrays, "index": undecoded.index[rows], "valid": valid}
-
-    def _place(self, undecoded, frames, arrays, epoch, row) -> int:
-        """Fills a row; returns the row of `undecoded` that it comes from, or -1."""
-        if not undecoded.valid[row]:
-            return -1
-        rows = len(undecoded.image)
-        for at in ((row + step) % rows for step in range(rows)):
-            index = int(undecoded.index[at])
-            try:
-                channels = self._config.model.channels
-                picture = decoder.open_picture(undecoded.image[at], channels)
-                frames.place(arrays, row, picture, epoch, index)
-                return at
-            except decoder.Unreadable as error:
-                name = f"{self._config.data.source}/{self._split}#{index}"
-                failures.note(
-                    self._config, self._split, self._count, index, name, error
-                )
-                if epoch is None:
-                    return -1
-        raise ValueError(
-            f"{self._prepared_split.origin}: a whole batch cannot be read."
-        )
+        return {**arrays, "index": undecoded.index[used], "valid": valid}
 
 
 def with_originals(batch: order.Batch) -> tuple[order.Batch, list[dict]]:

@@ -31,7 +31,7 @@ class Pool(futures.Executor):
     """
 
     def __init__(self, count: int, name: str):
-        self._count, self._name, self.threads = count, name, []
+        self.count, self._name, self.threads = count, name, []
         self._jobs, self._lock = queue.SimpleQueue(), threading.Lock()
         # The threads refer to the queue alone, so that they end with the pool.
         self._end = weakref.finalize(self, self._jobs.put, None)
@@ -45,7 +45,7 @@ class Pool(futures.Executor):
             if not self._end.alive:
                 raise RuntimeError(f"{self._name}: asked for work after shutdown")
             self._jobs.put((future, functools.partial(call, *args, **kwargs)))
-            if len(self.threads) < self._count:
+            if len(self.threads) < self.count:
                 name = f"{self._name}_{len(self.threads)}"
                 thread = threading.Thread(
                     target=_work, name=name, args=(self._jobs,), daemon=True
@@ -85,13 +85,13 @@ def cores() -> list[int]:
 
 
 def workers(config: ConfigDict) -> int:
-    """Threads of a data set: `config.data.workers`, or one a core."""
+    """Readers of a data set: `config.data.workers`, or one a core."""
     return config.data.workers or len(cores())
 
 
-def pool(config: ConfigDict) -> Pool:
-    """A pool of `workers` threads, ended by the `closing` that it is made in."""
-    return Pool(workers(config), "input")
+def made_here() -> list[Pool]:
+    """The pools made within the innermost `closing`; none outside of any."""
+    return list(_made[-1]) if _made else []
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import features
 
 from g2sd_jax import errors
+from g2sd_jax.data import reading
 
 HAS_AVIF = "avif" in features.modules and features.check("avif")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
@@ -28,8 +29,8 @@ HIDDEN = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
 HIDDEN += ("#recycle", "@recycle", "lost+found", "system volume information")
 NAMED = 3  # Links and files that a note names.
 
-# Where the bytes of a picture lie: a path, (offset, size) in a tar, or the bytes.
-Place = str | tuple[int, int] | bytes
+# Where the bytes of a picture lie: a path, a span of a tar, or the bytes themselves.
+Place = str | reading.Span | bytes
 
 
 class Listing(NamedTuple):

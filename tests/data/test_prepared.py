@@ -19,7 +19,16 @@ import pytest
 from PIL import Image
 
 from g2sd_jax import cli, recipes
-from g2sd_jax.data import copies, decoder, order, packing, packs, prepared, source
+from g2sd_jax.data import (
+    copies,
+    decoder,
+    order,
+    packing,
+    packs,
+    prepared,
+    reading,
+    source,
+)
 from g2sd_jax.data import folder as folders
 from g2sd_jax.tools import prepare
 
@@ -388,6 +397,6 @@ def test_names_that_are_no_utf8_come_back(tmp_path):
     packs.write(tmp_path / "a.pack", [(name, 3, b"x"), ("b", 1, b""), ("c", 2, b"yz")])
     index = packs.read_index(tmp_path / "a.pack")
     assert index.names == (name, "b", "c") and index.labels.tolist() == [3, 1, 2]
-    reader = packs.Reader(tmp_path / "a.pack", mapped=False)
+    reader = reading.Spans([tmp_path / "a.pack"])
     spans = zip(index.starts, index.ends, strict=True)
-    assert [reader.read(*span) for span in spans] == [b"x", b"", b"yz"]
+    assert [reader.read((0, *span)) for span in spans] == [b"x", b"", b"yz"]

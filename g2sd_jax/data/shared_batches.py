@@ -1,0 +1,139 @@
+# Copyright 2026 The g2sd_jax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches in memory that processes share: their rows are written by any of them.
+
+A batch is as many copies of one empty row, each array in one stretch of an anonymous
+file. That file is handed to a process once, and used again as soon as no array of the
+batch is referred to any more, on a device of the host's own memory included.
+"""
+
+import collections
+import itertools
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+ALIGNED = 64  # Bytes; JAX takes such arrays on a CPU without a copy.
+
+Batch = dict[str, np.ndarray]
+
+
+class Field(NamedTuple):
+    """One array of a batch within its memory."""
+
+    offset: int  # Bytes.
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    empty: np.ndarray  # What an empty row holds; () where all of it is one number.
+
+
+def fields_of(row: Batch, count: int) -> tuple[dict[str, Field], int]:
+    """Lays out a batch.
+
+    Args:
+        row: an empty batch of one row.
+        count: rows of the batch.
+
+    Returns:
+        The fields by name, and the bytes that all take.
+    """
+    fields, end = {}, 0
+    for name, array in row.items():
+        empty = array[0]
+        if empty.size and (empty == empty.flat[0]).all():
+            empty = np.array(empty.flat[0])
+        shape = (count, *array.shape[1:])
+        fields[name] = Field(end, shape, array.dtype, empty)
+        size = int(np.prod(shape)) * array.itemsize
+        end += -(-size // ALIGNED) * ALIGNED
+    return fields, max(end, ALIGNED)
+
+
+def arrays_in(memory: np.ndarray, fields: Mapping[str, Field]) -> Batch:
+    """The arrays of a batch, all of them views of its memory [bytes] uint8."""
+    arrays = {}
+    for name, field in fields.items():
+        size = int(np.prod(field.shape)) * field.dtype.itemsize
+        part = memory[field.offset : field.offset + size]
+        arrays[name] = part.view(field.dtype).reshape(field.shape)
+    return arrays
+
+
+def clear(batch: Batch, row: int, fields: Mapping[str, Field]) -> None:
+    """Makes a row empty again."""
+    for name, field in fields.items():
+        batch[name][row] = field.empty
+
+
+class Block:
+    """The memory of one batch.
+
+    Args:
+        fields: of the batch.
+        size: bytes.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, fields: Mapping[str, Field], size: int):
+        self.number, self.fields, self.size = next(self._numbers), fields, size
+        self.descriptor = anonymous_file(size)
+        weakref.finalize(self, os.close, self.descriptor)
+        self._memory = mmap.mmap(self.descriptor, size)
+
+    def map(self) -> np.ndarray:
+        """[bytes] uint8, to which all arrays of the batch refer."""
+        return np.frombuffer(self._memory, np.uint8)
+
+
+def anonymous_file(size: int) -> int:
+    """A descriptor of a file without a name, in memory where the system has such.
+
+    Unlike /dev/shm, which containers often limit to 64 MB, it is bounded by the memory
+    alone.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("batch")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.truncate(descriptor, size)
+    return descriptor
+
+
+class Shared(NamedTuple):
+    """A batch whose rows are to be filled."""
+
+    block: Block
+    arrays: Batch
+    used_before: bool  # Whether rows have to be emptied first.
+
+
+class Blocks:
+    """Hands out batches, and takes their memory back once nobody refers to them.
+
+    Args:
+        empty: (number of rows, whether for training) -> an empty batch.
+    """
+
+    def __init__(self, empty: Callable[[int, bool], Batch]):
+        self._empty = empty
+        self._free = collections.defaultdict(collections.deque)
+
+    def take(self, count: int, training: bool) -> Shared:
+        """A batch of `count` rows."""
+        free = self._free[count, training]
+        try:
+            block, used_before = free.pop(), True
+        except IndexError:
+            block = Block(*fields_of(self._empty(1, training), count))
+            used_before = False
+        memory = block.map()
+        # Views of views refer to `memory` itself, so it lives as long as any of them.
+        weakref.finalize(memory, free.append, block).atexit = False
+        return Shared(block, arrays_in(memory, block.fields), used_before)

@@ -176,11 +176,10 @@ def test_a_run_leaves_no_thread_behind(pictures, tmp_path, monkeypatch):
 
 
 def test_pools_end_with_what_they_were_made_in():
-    config = runs.small("pretrain")
     with threads.closing():
-        outer = threads.pool(config)
+        outer = threads.Pool(1, "input")
         with threads.closing():
-            inner = threads.pool(config)
+            inner = threads.Pool(1, "input")
         assert outer.submit(int).result() == 0
         with pytest.raises(RuntimeError, match="after shutdown"):
             inner.submit(int)
@@ -232,30 +231,34 @@ def test_a_pool_works_on_all_its_threads_and_ends_with_its_owner():
 
 
 HANGS = """
-import sys, time
+import os, sys
 from g2sd_jax import cli
-from g2sd_jax.data import decoder
+from g2sd_jax.data import folder
 
-open_picture, asked = decoder.open_picture, []
-
-
-def hanging(*given):
-    asked.append(given)
-    return open_picture(*given) if len(asked) < 5 else time.sleep(1e6)
+list_files = folder.list_files
 
 
-decoder.open_picture = hanging
+def with_a_pipe(config, split):
+    listed = list_files(config, split)
+    if split == "train" and os.path.isfile(listed.places[5]):
+        os.remove(listed.places[5])
+        os.mkfifo(listed.places[5])  # Whoever opens it waits for a writer.
+    return listed
+
+
+folder.list_files = with_a_pipe
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path):
+@pytest.mark.parametrize("batch", [8, 16])  # Read by a thread, and by a process.
+def test_a_read_that_hangs_does_not_keep_the_process(tmp_path, batch):
     """As with files of a network that is gone."""
     root = files.write(tmp_path / "set", files.photographs(per_class=8))
     changes = dict(source="folder", path=root, classes=2, train_examples=16, timeout=2)
     command = [sys.executable, "-c", HANGS, "train", "--config=pretrain:smoke"]
     command += [f"--config.data.{key}={value}" for key, value in changes.items()]
-    command += [f"--workdir={tmp_path / 'run'}", "--debug"]
+    command += [f"--workdir={tmp_path / 'run'}", f"--config.batch={batch}", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == errors.EXIT_LOST, done.stderr
     told = done.stderr.splitlines()[-1]

@@ -49,6 +49,7 @@ THIRD_PARTY = {
         "etils",
         "PIL",
         "array_record",
+        "cv2",
         "ml_collections",
         "pycocotools",
         "shapely",

@@ -119,7 +119,7 @@ def count(config: ConfigDict, split: str) -> tuple[int, int]:
             stored = decode(label_maps.read(index), label_maps.name(index))
         except (OSError, decoder.Unreadable):
             return -1  # Training lists it as a bad example.
-        labels = table[stored].astype(int)  # Which -1 fits into.
+        labels = geometry.replace_labels(stored, table).astype(int)  # For -1 below.
         return int(labels[labels != label_values.IGNORED].max(initial=-1))
 
     with threads.Pool(len(threads.cores()), "count") as pool:
@@ -201,11 +201,11 @@ def check_labels(
         config: the recipe.
         name: of the file.
     """
-    labels = label_map[label_map != label_values.IGNORED]
-    wrong = labels[labels >= config.data.classes]
-    if not len(wrong):
+    wrong = label_map >= min(config.data.classes, label_values.IGNORED)
+    wrong &= label_map != label_values.IGNORED
+    if not wrong.any():
         return
-    most = int(stored[label_map == wrong.max()][0])
+    most = int(stored[label_map == label_map[wrong].max()][0])
     raise ValueError(
         f"{name} holds the label {most}, but config.data.classes={config.data.classes} "
         f"(config.data.reduce_zero_label={config.data.reduce_zero_label}, config.data."
@@ -260,9 +260,9 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} holds the label {stored.max()}; label maps have labels below 256."
         )
-    stored = stored.astype(np.uint8)
-    if mode == "L":  # Few bits: Pillow spreads them to 255.
-        stored //= 255 // (2 ** min(bits, 8) - 1)
+    stored = stored.astype(np.uint8, copy=False)
+    if mode == "L" and bits < 8:  # Pillow spreads them to 255.
+        stored = stored // (255 // (2**bits - 1))
     return stored
 
 
@@ -325,7 +325,7 @@ class Pairs(NamedTuple):
                 f"{label_name} {stored.shape}; they have to agree."
                 f"{turn_hint(picture, stored, self.orientation)}"
             )
-        label_map = self.table[stored]
+        label_map = geometry.replace_labels(stored, self.table)
         check_labels(stored, label_map, config, label_name)
         return Pair(picture.cut((0, 0, *picture.size))[0], label_map, turned)
 
@@ -375,9 +375,8 @@ class Crops:
             y, x = offsets[chosen]
         label_map = label_map[y : y + self._size[0], x : x + self._size[1]]
         height, width = label_map.shape
-        # Only the crop is resized: the rest would cost most of the time.
-        part = geometry.resize_image(pixels, size, (y, x, height, width))
-        batch["image"][row, :height, :width] = part
+        pixels = geometry.resize_image(pixels, size)[y : y + height, x : x + width]
+        batch["image"][row, :height, :width] = pixels
         batch["label_map"][row, :height, :width] = label_map
         batch["image_size"][row] = height, width
 

@@ -34,6 +34,7 @@ from g2sd_jax.data import dataset as datasets
 
 CHECKED = 64  # Pictures whose size is compared before a run; the others as they come.
 NAMED = 3  # Files that a line names.
+NO_FRAME = np.array([0, 0, 1, 1], np.float32)  # Of no object: nothing divides by 0.
 SURPLUS = ("refuse", "sample")
 ACCEPTED = (
     "a folder, or a .tar, .tar.gz or .tgz of one, with the pictures that the json names"
@@ -345,10 +346,7 @@ class Canvas:
         jitter.check(config.augment)
 
     def empty(self, count: int, targets: bool = True) -> dict[str, np.ndarray]:
-        """Batch of `count` rows that are all padding; `targets` are those of training.
-
-        A frame that no object fills is one pixel, so that nothing is divided by 0.
-        """
+        """Batch of `count` rows of padding alone; `targets` are those of training."""
         batch = {
             "image": np.zeros((count, *self.size, self._channels), np.uint8),
             "size": np.zeros((count, 2), np.int32),
@@ -361,7 +359,7 @@ class Canvas:
             "labels": np.zeros(each, np.int32),
             "valid_boxes": np.zeros(each, bool),
             "masks": np.zeros((*each, side, side), np.uint8),
-            "frames": np.tile(np.array([0, 0, 1, 1], np.float32), (*each, 1)),
+            "frames": np.tile(NO_FRAME, (*each, 1)),
         }
 
     def place(
@@ -390,17 +388,25 @@ class Canvas:
             draws = jitter.draw(self._config, epoch, index)
             view = jitter.training_view(size, self.size, draws, self._config.augment)
         height, width = view.shown
-        batch["image"][row, :height, :width] = jitter.resize(pixels, view)
+        image = batch["image"][row]
+        image[:height, :width] = jitter.resize(pixels, view)
+        image[height:], image[:height, width:] = 0, 0
         batch["size"][row] = view.shown
         if epoch is None:
             return
         shown = instances.show(objects, view, self._mask_size)
         chosen = jitter.choose(self._config, epoch, index, len(shown.rows), self._most)
         n = len(chosen)
-        batch["boxes"][row, :n] = batch["frames"][row, :n] = shown.boxes[chosen]
-        batch["labels"][row, :n] = [objects[each].label for each in shown.rows[chosen]]
-        batch["valid_boxes"][row, :n] = True
-        batch["masks"][row, :n] = shown.masks[chosen]
+        boxes = shown.boxes[chosen]
+        for name, values, padding in (
+            ("boxes", boxes, 0),
+            ("frames", boxes, NO_FRAME),
+            ("labels", [objects[each].label for each in shown.rows[chosen]], 0),
+            ("valid_boxes", True, False),
+            ("masks", shown.masks[chosen], 0),
+        ):
+            batch[name][row, :n] = values
+            batch[name][row, n:] = padding
 
 
 class Annotated(NamedTuple):

@@ -30,10 +30,10 @@ class Examples(Protocol):
     def place(
         self, batch: Batch, row: int, item: Any, epoch: int | None, index: int
     ) -> None:
-        """Fills an empty row.
+        """Fills a row, all of it: it may hold another example before.
 
         Args:
-            batch: of `empty`.
+            batch: as of `empty`.
             row: in it.
             item: what the example is read by, such as its place.
             epoch: from which, with the index, all that is random is drawn; None in
@@ -68,33 +68,22 @@ class Job(NamedTuple):
 Failure = tuple[int, str]  # (row, why its example cannot be read)
 
 
-def fill_rows(
-    examples: Examples,
-    batch: Batch,
-    job: Job,
-    fields: dict[str, shared_batches.Field],
-    used_before: bool,
-) -> list[Failure]:
+def fill_rows(examples: Examples, batch: Batch, job: Job) -> list[Failure]:
     """Fills rows of a batch, one after another.
 
     Args:
         examples: reads and decodes.
         batch: whose rows are filled.
         job: which rows, with what.
-        fields: of the batch: what an empty row holds.
-        used_before: whether rows may hold anything yet.
 
     Returns:
-        The rows that stay empty.
+        The rows whose examples cannot be read; they may hold anything.
     """
     failed = []
     for row, index, item in zip(job.rows, job.indices, job.items, strict=True):
-        if used_before:
-            shared_batches.clear(batch, row, fields)
         try:
             examples.place(batch, row, item, job.epoch, index)
         except (OSError, decoder.Unreadable) as error:
-            shared_batches.clear(batch, row, fields)  # It may be filled in part.
             failed.append((row, str(error)))
     return failed
 
@@ -145,44 +134,48 @@ class Filler:
         used, valid = np.array(chosen, np.int32), np.ones(len(chosen), bool)
         if wanted is not None:
             valid &= wanted
-        fill = self._begin(len(chosen), epoch)
+        batch, fill_some = self._begin(len(chosen), epoch is not None)
         pending = np.flatnonzero(valid).tolist()
-        while True:
+        while pending:
             pending = self._replace_known(pending, used, valid, epoch, candidates)
             places = used[pending].tolist()
-            indices = [candidates.index(at) for at in places]
-            items = [candidates.item(at) for at in places]
-            batch, failed = fill(pending, indices, items)
-            pending = [row for row, _ in failed]
+            job = Job(
+                pending,
+                [candidates.index(at) for at in places],
+                [candidates.item(at) for at in places],
+                epoch,
+            )
+            failed = fill_some(job)
             for row, reason in failed:
                 self._note(candidates, int(used[row]), reason)
-            if not pending:
-                return batch, used, valid
+            pending = [row for row, _ in failed]
+        if not valid.all():
+            empty = self._examples.empty(1, epoch is not None)
+            for name, array in batch.items():
+                array[~valid] = empty[name]
+        return batch, used, valid
 
-    def _begin(self, count: int, epoch: int | None) -> Callable:
-        """Makes a batch; returns (rows, indices, items) -> (batch, failed rows)."""
-        training = epoch is not None
+    def _begin(
+        self, count: int, training: bool
+    ) -> tuple[Batch, Callable[[Job], list[Failure]]]:
+        """A batch of `count` rows, and what fills some of them as by `fill_rows`."""
         if count <= HERE:
             batch = self._examples.empty(count, training)
-            fields, _ = shared_batches.fields_of(batch, count)
-
-            def fill_here(rows, indices, items):
-                job = Job(rows, indices, items, epoch)
-                return batch, fill_rows(self._examples, batch, job, fields, False)
-
-            return fill_here
+            return batch, lambda job: fill_rows(self._examples, batch, job)
         shared = self._blocks.take(count, training)
 
-        def fill_there(rows, indices, items):
-            share = -(-len(rows) * self._batches // self._pool.count)
-            step = max(1, min(CHUNK, len(rows), share))
-            jobs = [
-                Job(*(part[at : at + step] for part in (rows, indices, items)), epoch)
-                for at in range(0, len(rows), step)
+        def fill_some(job):
+            rows = len(job.rows)
+            share = -(-rows * self._batches // self._pool.count)
+            step = max(1, min(CHUNK, rows, share))
+            columns = job.rows, job.indices, job.items
+            parts = [
+                Job(*(column[at : at + step] for column in columns), job.epoch)
+                for at in range(0, rows, step)
             ]
-            return shared.arrays, self._pool.fill(self._task, shared, jobs)
+            return self._pool.fill(self._task, shared, parts)
 
-        return fill_there
+        return shared.arrays, fill_some
 
     def _replace_known(
         self,

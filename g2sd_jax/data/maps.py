@@ -376,8 +376,13 @@ class Crops:
         label_map = label_map[y : y + self._size[0], x : x + self._size[1]]
         height, width = label_map.shape
         pixels = geometry.resize_image(pixels, size)[y : y + height, x : x + width]
-        batch["image"][row, :height, :width] = pixels
-        batch["label_map"][row, :height, :width] = label_map
+        for name, part, padding in (
+            ("image", pixels, 0),
+            ("label_map", label_map, label_values.IGNORED),
+        ):
+            frame = batch[name][row]
+            frame[:height, :width] = part
+            frame[height:], frame[:height, width:] = padding, padding
         batch["image_size"][row] = height, width
 
 

@@ -144,7 +144,9 @@ class Training:
         else:
             pixels, box = picture.cut(box, part)
         height, width = pixels.shape[:2]
-        batch["image"][row, :height, :width] = pixels
+        image = batch["image"][row]
+        image[:height, :width] = pixels
+        image[height:], image[:height, width:] = 0, 0
         batch["crop"][row] = box
 
 

@@ -29,7 +29,6 @@ class Field(NamedTuple):
     offset: int  # Bytes.
     shape: tuple[int, ...]
     dtype: np.dtype
-    empty: np.ndarray  # What an empty row holds; () where all of it is one number.
 
 
 def fields_of(row: Batch, count: int) -> tuple[dict[str, Field], int]:
@@ -44,11 +43,8 @@ def fields_of(row: Batch, count: int) -> tuple[dict[str, Field], int]:
     """
     fields, end = {}, 0
     for name, array in row.items():
-        empty = array[0]
-        if empty.size and (empty == empty.flat[0]).all():
-            empty = np.array(empty.flat[0])
         shape = (count, *array.shape[1:])
-        fields[name] = Field(end, shape, array.dtype, empty)
+        fields[name] = Field(end, shape, array.dtype)
         size = int(np.prod(shape)) * array.itemsize
         end += -(-size // ALIGNED) * ALIGNED
     return fields, max(end, ALIGNED)
@@ -62,12 +58,6 @@ def arrays_in(memory: np.ndarray, fields: Mapping[str, Field]) -> Batch:
         part = memory[field.offset : field.offset + size]
         arrays[name] = part.view(field.dtype).reshape(field.shape)
     return arrays
-
-
-def clear(batch: Batch, row: int, fields: Mapping[str, Field]) -> None:
-    """Makes a row empty again."""
-    for name, field in fields.items():
-        batch[name][row] = field.empty
 
 
 class Block:
@@ -110,8 +100,7 @@ class Shared(NamedTuple):
     """A batch whose rows are to be filled."""
 
     block: Block
-    arrays: Batch
-    used_before: bool  # Whether rows have to be emptied first.
+    arrays: Batch  # Which may hold another batch yet.
 
 
 class Blocks:
@@ -129,11 +118,10 @@ class Blocks:
         """A batch of `count` rows."""
         free = self._free[count, training]
         try:
-            block, used_before = free.pop(), True
+            block = free.pop()
         except IndexError:
             block = Block(*fields_of(self._empty(1, training), count))
-            used_before = False
         memory = block.map()
         # Views of views refer to `memory` itself, so it lives as long as any of them.
         weakref.finalize(memory, free.append, block).atexit = False
-        return Shared(block, arrays_in(memory, block.fields), used_before)
+        return Shared(block, arrays_in(memory, block.fields))

@@ -53,13 +53,12 @@ class Server:
         descriptor = reduction.recv_handle(self._sender)
         memory = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
         os.close(descriptor)
-        self._blocks[number] = shared_batches.arrays_in(memory, fields), fields
+        self._blocks[number] = shared_batches.arrays_in(memory, fields)
 
-    def _fill(self, task: int, block: int, used_before: bool, *job: Any) -> None:
+    def _fill(self, task: int, block: int, *job: Any) -> None:
         try:
-            batch, fields = self._blocks[block]
             failed = filling.fill_rows(
-                self._examples(task), batch, filling.Job(*job), fields, used_before
+                self._examples(task), self._blocks[block], filling.Job(*job)
             )
             answer = "done", failed
         except Exception as error:  # It is raised where the batch is asked for.

@@ -89,9 +89,7 @@ class Worker:
         """
         try:
             self._introduce(task, shared.block)
-            self._send(
-                "fill", task.number, shared.block.number, shared.used_before, *job
-            )
+            self._send("fill", task.number, shared.block.number, *job)
             answer, value, self.seconds = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise errors.Hung(self._obituary()) from error

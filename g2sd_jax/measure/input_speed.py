@@ -26,8 +26,7 @@ from g2sd_jax.data import order, threads, workers
 from g2sd_jax.measure import readers
 
 PICTURES = 256  # Of the training split, taken again in every round.
-PER_CORE = 64  # Pictures of a round that each of many cores has to make at least.
-BATCH, BATCH_PER_CORE = 64, 16  # Rows of a batch, at least.
+BATCHES, BATCH, BATCH_PER_CORE = 4, 128, 16  # Of a round, and rows of one, at least.
 COMPARED = 64  # Pictures that are compared pixel by pixel.
 ROUNDS = 7
 
@@ -94,8 +93,8 @@ def core_counts(cores: int) -> list[int]:
 
 def by_pipeline(dataset: Any, indices: np.ndarray, cores: int) -> int:
     """Makes training pictures of some examples; returns how many."""
-    indices = np.resize(indices, max(len(indices), PER_CORE * (cores > 2) * cores))
     rows = max(BATCH, BATCH_PER_CORE * cores)
+    indices = np.resize(indices, BATCHES * rows)
     parts = (indices[at : at + rows] for at in range(0, len(indices), rows))
     for _ in order.read_ahead(lambda p: dataset.fetch(p, 0), parts, dataset.ahead):
         pass

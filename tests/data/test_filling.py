@@ -9,13 +9,16 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 
 import numpy as np
 import pytest
 
+import coco_files
 import files
+import label_map_files
 from g2sd_jax import errors
 from g2sd_jax.data import (
     decoder,
@@ -24,6 +27,7 @@ from g2sd_jax.data import (
     folder,
     order,
     shared_batches,
+    source,
     threads,
     workers,
 )
@@ -66,6 +70,39 @@ def in_small_parts(dataset, indices, epoch):
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
+SOURCES = {
+    "maps": lambda path: label_map_files.recipe(
+        files.write(path, label_map_files.pairs())
+    ),
+    "coco": lambda path: coco_files.recipe(coco_files.write(path)),
+    "tar": lambda path: files.recipe(packed(path, "set.tar", "w")),
+    "tar.gz": lambda path: files.recipe(packed(path, "set.tar.gz", "w:gz")),
+}
+
+
+def packed(path, name, mode):
+    """A tar of photographs."""
+    root = files.write(path / "unpacked", files.photographs(per_class=3))
+    with tarfile.open(path / name, mode) as tar:
+        tar.add(root, ".")
+    return path / name
+
+
+@pytest.mark.parametrize("epoch", [None, 3])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_processes_fill_the_same_bytes_of_every_source(tmp_path, kind, epoch):
+    config = SOURCES[kind](tmp_path)
+    config.data.workers = 2
+    config.data.train_examples, _ = source.count(config)
+    dataset = source.load(config, config.data.train_split)
+    indices = np.resize(np.arange(dataset.count), 2 * filling.HERE + 1)
+    for turn in range(3):  # Memory that was used before, and for another epoch.
+        epochs = None if epoch is None else epoch + turn
+        batch = dataset.fetch(indices, epochs)
+        same(batch, in_small_parts(dataset, indices, epochs))
+        indices = np.roll(indices, 1)
+
+
 @pytest.mark.parametrize("epoch", [None, 3])
 def test_processes_fill_the_same_bytes(path, epoch):
     _, dataset = opened(path)
@@ -104,12 +141,13 @@ def test_arrays_are_aligned_and_do_not_overlap():
     }
     blocks = shared_batches.Blocks(lambda count, _: row)
     shared = blocks.take(3, True)
-    for row_number in range(3):
-        shared_batches.clear(shared.arrays, row_number, shared.block.fields)
-    for name, array in shared.arrays.items():
-        np.testing.assert_array_equal(array, np.repeat(row[name], 3, axis=0))
+    for number, array in enumerate(shared.arrays.values()):
+        array[...] = number
+    for number, (name, array) in enumerate(shared.arrays.items()):
+        assert (array == number).all()
         assert array.ctypes.data % shared_batches.ALIGNED == 0
         assert array.dtype == row[name].dtype
+        assert array.shape == (3, *row[name].shape[1:])
 
 
 def test_a_bad_picture_is_read_once_in_all_epochs(tmp_path):

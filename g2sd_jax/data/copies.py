@@ -1,6 +1,6 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a prepared copy: the packs that are missing, and last of all the manifest."""
+"""Writes a prepared copy: the shards that are missing, and last of all the manifest."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import tqdm
 
-from g2sd_jax.data import encoded, packing, packs, prepared
+from g2sd_jax.data import encoded, packing, prepared, shards
 
 T = TypeVar("T")
 
@@ -24,14 +24,9 @@ def to_json(tree: Mapping) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 
-def part_path(path: Path) -> Path:
-    """Where a file is written until it is complete."""
-    return path.with_name(path.name + ".part")
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that it is complete or absent, also after a power failure."""
-    part = part_path(path)
+    part = shards.part_path(path)
     with open(part, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
         file.flush()
@@ -49,23 +44,25 @@ def make_split(
     max_bad_share: float,
     verify: bool = False,
 ) -> dict:
-    """Writes the packs of one split that are missing.
+    """Writes the shards of one split that are missing.
 
     Args:
         out: folder of the copy, with a folder named `split` in it.
         split: its name.
         examples: of the split.
-        job: `size`, `format`, `quality`, `chroma`, and `pack`, the examples of a pack.
+        job: `size`, `format`, `quality`, `chroma`, and how many examples a `shard` has.
         workers: threads that decode and encode.
         max_bad_share: of unreadable pictures; more are refused.
-        verify: whether to check every byte of the packs that exist.
+        verify: whether to check every byte of the shards that exist.
 
     Returns:
         The split's entry in the manifest.
     """
-    begins = range(0, examples.count, job["pack"])
-    files = [Path(split) / f"{number:05}.pack" for number in range(len(begins))]
-    make = functools.partial(packing.try_to_pack, examples, job)
+    begins = range(0, examples.count, job["shard"])
+    files = [
+        Path(split) / f"{number:05}{shards.ENDING}" for number in range(len(begins))
+    ]
+    make = functools.partial(packing.try_to_encode, examples, job)
     most_bad = max_bad_share * examples.count
     bad = 0
     with (
@@ -75,15 +72,15 @@ def make_split(
         futures.ThreadPoolExecutor(workers) as pool,
     ):
         for file, begin in zip(files, begins, strict=True):
-            indices = range(begin, min(begin + job["pack"], examples.count))
+            indices = range(begin, min(begin + job["shard"], examples.count))
             if not is_complete(out / file, verify) or became_readable(
-                packs.read_index(out / file).bad, examples, make, indices
+                shards.read_index(out / file).bad, examples, make, indices
             ):
                 records = packing.map_ahead(pool, make, indices, depth=4 * workers)
-                packs.write(out / file, with_progress(records, bar))
+                shards.write(out / file, with_progress(records, bar))
             else:
                 bar.update(len(indices))
-            bad += len(packs.read_index(out / file).bad)
+            bad += len(shards.read_index(out / file).bad)
             if bad > most_bad:
                 raise ValueError(
                     too_many_unreadable(out / file, bad, examples.count, max_bad_share)
@@ -93,11 +90,11 @@ def make_split(
         unreadable=bad,
         classes=list(examples.classes),
         labelled=examples.labels is not None,
-        packs=[
+        shards=[
             dict(
                 file=file.as_posix(),
                 bytes=(out / file).stat().st_size,
-                sha256=packs.digest(out / file),
+                sha256=shards.read_index(out / file).sha256,
             )
             for file in files
         ],
@@ -105,17 +102,17 @@ def make_split(
 
 
 def is_complete(path: Path, thoroughly: bool) -> bool:
-    """Whether a pack exists and is intact, by its footer or `thoroughly` by its sha256.
+    """Whether a shard exists and is intact, `thoroughly` by its sha256.
 
     One that is not is written again.
     """
     try:
-        packs.read_index(path)
+        sizes_agree = shards.read_index(path).bytes == path.stat().st_size
         if thoroughly:
-            packs.verify(path)
+            shards.verify(path)
     except (FileNotFoundError, ValueError):
         return False
-    return True
+    return sizes_agree
 
 
 def became_readable(
@@ -124,13 +121,13 @@ def became_readable(
     make: Callable[[int], tuple],
     indices: Iterable[int],
 ) -> bool:
-    """Whether a picture that a pack lacks can be read by now.
+    """Whether a picture that a shard lacks can be read by now.
 
     Args:
         bad: (name, reason) of the pictures it lacks.
         examples: of the split.
-        make: index -> (name, label, record), as `packing.try_to_pack`.
-        indices: of the examples that belong into the pack.
+        make: index -> (name, label, record), as `packing.try_to_encode`.
+        indices: of the examples that belong into the shard.
     """
     names = {name for name, _ in bad}
     retried = (index for index in indices if names and examples.name(index) in names)
@@ -146,7 +143,7 @@ def with_progress(items: Iterable[T], bar: tqdm.tqdm) -> Iterator[T]:
 
 def too_many_unreadable(file: Path, bad: int, count: int, most: float) -> str:
     """The message for `bad` unreadable pictures of `count`, the last ones in `file`."""
-    name, reason = packs.read_index(file).bad[-1]
+    name, reason = shards.read_index(file).bad[-1]
     return (
         f"{bad} of {count} pictures cannot be read, which is more than --max_bad_share="
         f"{most}; the last one is {name}: {reason}. Mend the source, or "
@@ -165,10 +162,10 @@ def finish(out: Path, job: Mapping, entries: Mapping[str, dict]) -> None:
     lines = [
         json.dumps(dict(split=split, name=name, reason=reason)) + "\n"
         for split, entry in entries.items()
-        for pack in entry["packs"]
-        for name, reason in packs.read_index(out / pack["file"]).bad
+        for shard in entry["shards"]
+        for name, reason in shards.read_index(out / shard["file"]).bad
     ]
-    for torn in out.glob("*/*.pack.part"):
+    for torn in out.glob("*/*.part"):
         torn.unlink()
     write_atomically(out / UNREADABLE, "".join(lines))
     manifest = dict(layout=prepared.LAYOUT, job=job, splits=entries)

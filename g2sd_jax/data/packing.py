@@ -51,12 +51,12 @@ def map_ahead(
             future.cancel()
 
 
-def try_to_pack(
+def try_to_encode(
     examples: encoded.Encoded, job: Mapping, index: int
 ) -> tuple[str, int | None, bytes | Exception]:
     """Makes `(name, label, record)` of one picture.
 
-    The record of an unreadable picture is the exception that says why.
+    That of an unreadable picture is the exception that says why.
 
     Args:
         examples: the source.

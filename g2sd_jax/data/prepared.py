@@ -1,9 +1,9 @@
 # Copyright 2026 The g2sd_jax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a folder that `g2sd prepare` wrote: packs of shrunk pictures and their labels.
+"""Reads a folder that `g2sd prepare` wrote: shards of shrunk pictures and their labels.
 
-The records are JPEG files, or binary PPM and PGM files, which are pixels behind a line
-of text: those are mapped into memory and never decoded.
+The records hold JPEG files, or binary PPM and PGM files, which are pixels behind a line
+of text and never decoded.
 """
 
 from pathlib import Path
@@ -12,12 +12,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from g2sd_jax import json_files
+from g2sd_jax.data import (
+    array_records,
+    encoded,
+    old_packs,
+    pipeline,
+    reading,
+    shards,
+)
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, packs, pipeline, reading
 
-MANIFEST = "manifest.json"  # Written last: where it is, all packs are.
+MANIFEST = "manifest.json"  # Written last: where it is, all shards are.
 UNFINISHED = "unfinished.json"
-LAYOUT = 1
+LAYOUT = 2
 AGAIN = "run the same `g2sd prepare` again, which makes what is missing."
 
 frames = pipeline.Training  # The layout of a training batch.
@@ -69,7 +76,7 @@ def read_manifest(folder: Path) -> dict:
             f"config.data.path={str(folder)!r} has no {MANIFEST}; config.data.source="
             "prepared reads a folder that `g2sd prepare --out=` wrote."
         ) from None
-    if manifest.get("layout") != LAYOUT:
+    if manifest.get("layout") not in (LAYOUT, old_packs.LAYOUT):
         raise ValueError(
             f"{path} has layout {manifest.get('layout')!r}, but this version reads "
             f"{LAYOUT}; prepare the set again."
@@ -78,9 +85,9 @@ def read_manifest(folder: Path) -> dict:
 
 
 def open_split(folder: Path, manifest: dict, split: str) -> encoded.Encoded:
-    """Reads the indexes, and compares every pack's size and digest with the manifest.
+    """Reads the indexes, and compares every shard's size and digest with the manifest.
 
-    The records themselves are only read by `verify`.
+    The records themselves are only read by `shards.verify`.
     """
     splits = manifest["splits"]
     if split not in splits:
@@ -88,50 +95,47 @@ def open_split(folder: Path, manifest: dict, split: str) -> encoded.Encoded:
             f"{folder} has no split {split!r}; its splits are {', '.join(splits)}. Set "
             "config.data.train_split and config.data.eval_split to them."
         )
+    if manifest["layout"] == old_packs.LAYOUT:
+        return old_packs.open_split(folder, manifest, split)
     entry = splits[split]
-    files = check_packs(folder, entry)
-    indexes = [packs.read_index(file) for file in files]
-    mapped = manifest["job"]["format"] == "raw"
-    packs.raise_open_file_limit(len(files), str(folder))
-    counts = [len(index.ends) for index in indexes]
-    firsts = np.cumsum([0, *counts])
-    places = reading.SpanTable(
-        file=np.repeat(np.arange(len(files)), counts),
-        start=np.concatenate([index.starts for index in indexes]),
-        end=np.concatenate([index.ends for index in indexes]),
+    files, indexes = check_shards(folder, entry)
+    reading.raise_open_file_limit(len(files), str(folder))
+    names = [name for index in indexes for name in index.names]
+    records = array_records.open_files(
+        [
+            array_records.Stretch(file, 0, len(index.names), len(index.names))
+            for file, index in zip(files, indexes, strict=True)
+            if index.names
+        ]
     )
-
-    def name(index):
-        pack, _, _ = places[index]
-        return f"{files[pack]}: {indexes[pack].names[index - firsts[pack]]}"
-
     labels = np.concatenate([index.labels for index in indexes])
     return encoded.Encoded(
-        count=int(firsts[-1]),
+        count=len(names),
         classes=tuple(entry["classes"]),
         labels=labels if entry["labelled"] else None,
-        places=places,
-        reader=reading.Spans(files, mapped),
-        name=name,
+        places=range(len(names)),
+        reader=array_records.Pictures(records, shards.IMAGE),
+        name=lambda index: f"{folder} ({split}): {names[index]}",
         origin=f"{folder} ({split})",
     )
 
 
-def check_packs(folder: Path, entry: dict) -> list[Path]:
-    """The paths of a split's packs, their sizes and digests as in the manifest.
+def check_shards(folder: Path, entry: dict) -> tuple[list[Path], list[shards.Index]]:
+    """The files of a split and their indexes, sizes and digests as in the manifest.
 
     Args:
         folder: of the copy.
         entry: of the split in the manifest.
     """
-    files = [folder / pack["file"] for pack in entry["packs"]]
-    for file, pack in zip(files, entry["packs"], strict=True):
+    files, indexes = [folder / shard["file"] for shard in entry["shards"]], []
+    for file, shard in zip(files, entry["shards"], strict=True):
         try:
-            size = file.stat().st_size
-        except FileNotFoundError:
-            raise ValueError(f"{file} is missing; {AGAIN}") from None
-        if size != pack["bytes"]:
-            raise ValueError(f"{file} has {size} bytes of {pack['bytes']}; {AGAIN}")
-        if packs.digest(file) != pack["sha256"]:
-            raise ValueError(f"{file} is not the pack of that manifest; {AGAIN}")
-    return files
+            size, index = file.stat().st_size, shards.read_index(file)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename} is missing; {AGAIN}") from None
+        if size != shard["bytes"]:
+            raise ValueError(f"{file} has {size} bytes of {shard['bytes']}; {AGAIN}")
+        if index.sha256 != shard["sha256"]:
+            raise ValueError(f"{file} is not the file of that manifest; {AGAIN}")
+        indexes.append(index)
+    return files, indexes

@@ -8,6 +8,7 @@ opens its files where it is used, so that what is sent to a process is their pat
 
 import mmap
 import os
+import resource
 import threading
 import weakref
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+MOST_OPEN = 1 << 16  # Files that the limit is raised to at most.
+OTHERS = 256  # Of those, what the rest of the process may open.
 
 Span = tuple[int, int, int]  # (number of the file, first byte, byte after the last)
 
@@ -117,3 +121,24 @@ class SpanTable:
 
     def __getitem__(self, index: int) -> Span:
         return tuple(int(column[index]) for column in self._columns)
+
+
+def raise_open_file_limit(files: int, origin: str) -> None:
+    """Raises the limit of open files, which is 1024 on many systems.
+
+    ImageNet has 1024 training files, and one that fails to open would count as
+    unreadable.
+
+    Args:
+        files: how many a data set keeps open.
+        origin: what an error calls it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)
+    if files + OTHERS > most:
+        raise ValueError(
+            f"{origin} has {files} files to keep open, but the system allows {most} in "
+            "all; raise `ulimit -Hn`, or make a copy of it with `g2sd prepare`."
+        )
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import errors
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, packs, pipeline, tfds_files, tfds_stream
+from g2sd_jax.data import encoded, pipeline, reading, tfds_files, tfds_stream
 
 PREFIX = "tfds:"
 
@@ -75,7 +75,7 @@ def list_files(config: ConfigDict, split: str) -> encoded.Encoded:
             f"array_record and tfrecord: {build_command(config)} with "
             "--file_format=array_record"
         )
-    packs.raise_open_file_limit(len(prepared_split.parts), prepared_split.origin)
+    reading.raise_open_file_limit(len(prepared_split.parts), prepared_split.origin)
     open_files = tfds_files.OPENERS[prepared_split.kind]
     opened = open_files(config, prepared_split, split)
     return encoded.Encoded(

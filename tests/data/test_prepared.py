@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -20,13 +21,14 @@ from PIL import Image
 
 from g2sd_jax import cli, recipes
 from g2sd_jax.data import (
+    array_records,
     copies,
     decoder,
     order,
     packing,
-    packs,
     prepared,
     reading,
+    shards,
     source,
 )
 from g2sd_jax.data import folder as folders
@@ -61,7 +63,7 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, out, **options):
-    options = dict(size=16, pack=5, workers=2, max_bad_share=0.1) | options
+    options = dict(size=16, shard=5, workers=2, max_bad_share=0.1) | options
     given = [f"--{key}={value}" for key, value in options.items()]
     return [f"--source={folder}", f"--out={out}", *given]
 
@@ -147,10 +149,9 @@ def test_quality_and_chroma_are_those_asked_for():
     assert sizes[0] > sizes[1] > sizes[2]
 
 
-def test_raw_pictures_are_views_of_the_file(folder, tmp_path):
+def test_raw_pictures_are_pixels(folder, tmp_path):
     prepare.main(arguments(folder, tmp_path / "raw", format="raw"))
-    held = prepared.list_files(recipe(tmp_path / "raw"), "val")
-    record = held.read(7)
+    record = prepared.list_files(recipe(tmp_path / "raw"), "val").read(7)
     assert isinstance(record, memoryview)
     config = recipe(folder, source="folder")
     origin = folders.list_files(config, "val").read(7)
@@ -192,7 +193,7 @@ def test_batches_resume_and_divide_bit_for_bit(folder, tmp_path, form):
     assert len(set(seen)) == len(seen) == 24
 
 
-@pytest.mark.parametrize("files", range(15))
+@pytest.mark.parametrize("files", range(27))
 def test_killed_after_any_file_it_ends_with_the_same_bytes(
     folder, copy, tmp_path, monkeypatch, files
 ):
@@ -207,7 +208,7 @@ def test_killed_after_any_file_it_ends_with_the_same_bytes(
         patch.setattr(os, "replace", die)
         prepare.main(arguments(folder, out))
     if (out / "train").exists():
-        (out / "train" / "00002.pack.part").write_bytes(b"torn by a power cut")
+        (out / "train" / "00002.array_record.part").write_bytes(b"torn by a power cut")
     prepare.main(arguments(folder, out))
     assert hashes(out) == hashes(copy)
 
@@ -229,13 +230,15 @@ def test_what_is_whole_is_kept_and_what_is_damaged_made_again(folder, tmp_path, 
     out = tmp_path / "out"
     prepare.main(arguments(folder, out))
     expected = hashes(out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pack")}
-    (out / "val" / "00001.pack").unlink()
-    torn = out / "train" / "00000.pack"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.array_record")}
+    (out / "val" / "00001.array_record").unlink()
+    torn = out / "train" / "00000.array_record"
     torn.write_bytes(torn.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"00000.pack has .* run the same `g2sd prep"):
+    with pytest.raises(
+        ValueError, match=r"00000.array_record has .* run the same `g2sd prep"
+    ):
         prepared.list_files(recipe(out), "train")
-    with pytest.raises(ValueError, match=r"00001.pack is missing"):
+    with pytest.raises(ValueError, match=r"00001.array_record is missing"):
         prepared.list_files(recipe(out), "val")
     prepare.main(arguments(folder, out))
     assert hashes(out) == expected
@@ -253,7 +256,12 @@ def test_pictures_that_were_mended_are_packed_after_all(folder, tmp_path):
     after = hashes(tmp_path / "out")
     assert prepared.list_files(recipe(tmp_path / "out"), "train").count == 27
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"train/00001.pack", "manifest.json", "unreadable.jsonl"}
+    assert changed == {
+        "train/00001.array_record",
+        "train/00001.npz",
+        "manifest.json",
+        "unreadable.jsonl",
+    }
 
 
 def test_verify_finds_one_changed_bit(folder, tmp_path, capsys):
@@ -261,14 +269,14 @@ def test_verify_finds_one_changed_bit(folder, tmp_path, capsys):
     prepare.main(arguments(folder, out))
     expected = hashes(out)
     assert cli.main(["prepare", "--verify", f"--out={out}"]) == 0
-    assert "all 12 packs are as they were written" in capsys.readouterr().out
-    path = out / "train" / "00003.pack"
+    assert "all 12 files are as they were written" in capsys.readouterr().out
+    path = out / "train" / "00003.array_record"
     flipped = bytearray(path.read_bytes())
     flipped[100] ^= 1
     path.write_bytes(flipped)
     prepared.list_files(recipe(out), "train")  # The cheap check does not read that far.
     assert cli.main(["prepare", "--verify", f"--out={out}"]) == 2
-    assert "00003.pack is damaged" in capsys.readouterr().err
+    assert "00003.array_record is damaged" in capsys.readouterr().err
     prepare.main([*arguments(folder, out), "--verify"])
     assert hashes(out) == expected
 
@@ -304,15 +312,15 @@ def test_too_many_unreadable_pictures_stop_it(folder, tmp_path):
 def test_a_full_disk_is_one_line_and_what_is_finished_stays(
     folder, copy, tmp_path, monkeypatch, capsys
 ):
-    out, write = tmp_path / "out", packs.write
+    out, write = tmp_path / "out", shards.write
 
     def full(path, items):
-        if path.name == "00002.pack":
+        if path.name == "00002.array_record":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, items)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packs, "write", full)
+        patch.setattr(shards, "write", full)
         assert cli.main(["prepare", *arguments(folder, out)]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "No space left on device; finished" in told
@@ -354,32 +362,147 @@ def test_refusals_of_the_reader(copy, tmp_path):
     with pytest.raises(ValueError, match=r"has no manifest.json; .* `g2sd prepare"):
         prepared.list_files(recipe(tmp_path), "train")
     (tmp_path / "manifest.json").write_text('{"layout": 99}')
-    with pytest.raises(ValueError, match=r"layout 99, but this version reads 1"):
+    with pytest.raises(ValueError, match=r"layout 99, but this version reads 2"):
         prepared.list_files(recipe(tmp_path), "train")
 
 
 def test_many_files_may_be_open(monkeypatch):
     """ImageNet's 1024 TFRecord files, where a process begins with 1024 in all."""
     limits = [(1024, 4096)]
-    monkeypatch.setattr(packs.resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(reading.resource, "getrlimit", lambda kind: limits[-1])
     monkeypatch.setattr(
-        packs.resource, "setrlimit", lambda _, both: limits.append(both)
+        reading.resource, "setrlimit", lambda _, both: limits.append(both)
     )
-    packs.raise_open_file_limit(1024, "the set")
+    reading.raise_open_file_limit(1024, "the set")
     assert limits[-1] == (4096, 4096)
-    packs.raise_open_file_limit(3000, "the set")
+    reading.raise_open_file_limit(3000, "the set")
     assert len(limits) == 2  # Once is enough.
     with pytest.raises(ValueError, match=r"the set has 4000 files .* allows 4096"):
-        packs.raise_open_file_limit(4000, "the set")
+        reading.raise_open_file_limit(4000, "the set")
 
 
-def test_what_is_no_pack_is_told_by_its_end(tmp_path):
-    packs.write(tmp_path / "a.pack", [("a", 0, b"x")])
-    whole = (tmp_path / "a.pack").read_bytes()
-    for other in (b"", b"short", whole[:-1], whole + b"\0"):
-        (tmp_path / "b.pack").write_bytes(other)
-        with pytest.raises(ValueError, match=r"b.pack is no whole pack"):
-            packs.digest(tmp_path / "b.pack")
+def test_an_index_that_is_damaged_is_told(folder, tmp_path):
+    out = tmp_path / "out"
+    prepare.main(arguments(folder, out))
+    index = out / "train" / "00001.npz"
+    for damaged in (b"", b"short", index.read_bytes()[:-9]):
+        index.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"00001.npz is damaged"):
+            prepared.list_files(recipe(out), "train")
+
+
+def test_a_damaged_record_is_a_bad_example(folder, tmp_path):
+    out = tmp_path / "out"
+    prepare.main(arguments(folder, out))
+    path = out / "val" / "00000.array_record"
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"\xff\xd8\xff") + 200
+    data[middle : middle + 40] = bytes(40)
+    path.write_bytes(data)
+    files = prepared.list_files(recipe(out), "val")
+    with pytest.raises(OSError, match="record 0 cannot be read"):
+        files.read(0)
+    assert files.read(3)
+
+
+def test_other_programs_read_a_copy(folder, copy):
+    """As `array_record` and TensorFlow do it, without any of this package."""
+    library = pytest.importorskip("array_record.python.array_record_data_source")
+    examples = pytest.importorskip("tensorflow.core.example.example_pb2")
+    files = prepared.list_files(recipe(copy), "train")
+    records = library.ArrayRecordDataSource(
+        [str(path) for path in sorted((copy / "train").glob("*.array_record"))]
+    )
+    assert len(records) == files.count
+    for index in range(files.count):
+        feature = examples.Example.FromString(records[index]).features.feature
+        assert feature["image"].bytes_list.value[0] == files.read(index)
+        assert feature["label"].int64_list.value[0] == files.labels[index]
+        name = feature["name"].bytes_list.value[0].decode()
+        assert files.name(index).endswith(f": {name}")
+
+
+# Copies of older versions.
+
+
+def texts(values):
+    joined = "".join(f"{value}\0" for value in values)
+    return np.frombuffer(joined.encode(errors="surrogateescape"), np.uint8)
+
+
+def write_old(copy, out, form="jpeg"):
+    """Writes the pictures of a copy as older versions did, in packs."""
+    manifest = json.loads((copy / prepared.MANIFEST).read_text())
+    for split, entry in manifest["splits"].items():
+        files = prepared.list_files(recipe(copy), split)
+        (out / split).mkdir(parents=True)
+        entry["packs"] = []
+        for number, rows in enumerate(np.array_split(np.arange(files.count), 3)):
+            records = [bytes(files.read(row)) for row in rows]
+            names = [files.name(row).rpartition(": ")[2] for row in rows]
+            index = io.BytesIO()
+            np.savez(
+                index,
+                ends=np.cumsum([len(record) for record in records]),
+                labels=files.labels[rows],
+                names=texts(names),
+                bad=texts([]),
+            )
+            body = b"".join(records)
+            digest = hashlib.sha256(body + index.getvalue()).digest()
+            footer = struct.pack("<8sQ32s", b"G2SDPAK1", len(body), digest)
+            path = out / split / f"{number:05}.pack"
+            path.write_bytes(body + index.getvalue() + footer)
+            size = path.stat().st_size
+            file = path.relative_to(out).as_posix()
+            entry["packs"].append(dict(file=file, bytes=size, sha256=digest.hex()))
+        del entry["shards"]
+    manifest["job"] |= dict(pack=manifest["job"].pop("shard"), format=form)
+    manifest["layout"] = 1
+    (out / prepared.MANIFEST).write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_copies_of_older_versions_are_read_and_converted(folder, tmp_path, form):
+    new = tmp_path / "new"
+    prepare.main(arguments(folder, new, format=form))
+    old = write_old(new, tmp_path / "old", form)
+    for split in ("train", "val"):
+        files, expected = (
+            prepared.list_files(recipe(each), split) for each in (old, new)
+        )
+        assert files.count == expected.count and files.classes == expected.classes
+        np.testing.assert_array_equal(files.labels, expected.labels)
+        for index in range(files.count):
+            assert files.read(index) == expected.read(index)
+        [note] = files.notes
+        assert f"g2sd prepare --source={old} --out=NEW" in note
+    converted = tmp_path / "converted"
+    prepare.main(arguments(old, converted, format=form))
+    names = ("train/00000.array_record", "val/00003.npz")
+    for name in names:  # The same records in the same files.
+        assert (converted / name).read_bytes() == (new / name).read_bytes()
+    with pytest.raises(ValueError, match="older version; --source="):
+        prepare.main(arguments(folder, old))
+
+
+def test_an_old_pack_that_is_damaged_is_told(folder, copy, tmp_path):
+    old = write_old(copy, tmp_path / "old")
+    path = old / "train" / "00001.pack"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"00001.pack has \d+ bytes of \d+"):
+        prepared.list_files(recipe(old), "train")
+    path.write_bytes(whole[:-1] + b"\0")
+    prepared.list_files(recipe(old), "train")  # A digest that nobody reads any more.
+    for damaged, message in (
+        (whole[:-48] + b"x" * 48, "is no whole pack"),
+        (whole[:-148] + b"x" * 100 + whole[-48:], "index cannot be read"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            prepared.list_files(recipe(old), "train")
 
 
 def test_work_goes_ahead_in_order_but_not_far():
@@ -393,10 +516,10 @@ def test_work_goes_ahead_in_order_but_not_far():
 
 
 def test_names_that_are_no_utf8_come_back(tmp_path):
-    name = os.fsdecode(b"caf\xe9.jpg")
-    packs.write(tmp_path / "a.pack", [(name, 3, b"x"), ("b", 1, b""), ("c", 2, b"yz")])
-    index = packs.read_index(tmp_path / "a.pack")
+    name, path = os.fsdecode(b"caf\xe9.jpg"), tmp_path / "a.array_record"
+    shards.write(path, [(name, 3, b"x"), ("b", 1, b""), ("c", 2, b"yz")])
+    index = shards.read_index(path)
     assert index.names == (name, "b", "c") and index.labels.tolist() == [3, 1, 2]
-    reader = reading.Spans([tmp_path / "a.pack"])
-    spans = zip(index.starts, index.ends, strict=True)
-    assert [reader.read((0, *span)) for span in spans] == [b"x", b"", b"yz"]
+    records = array_records.open_files([array_records.Stretch(str(path), 0, 3, 3)])
+    reader = array_records.Pictures(records, shards.IMAGE)
+    assert [bytes(reader.read(place)) for place in range(3)] == [b"x", b"", b"yz"]

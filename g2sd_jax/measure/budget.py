@@ -3,6 +3,8 @@
 """From a compiled step to time and money: the modelled half of a plan."""
 
 import argparse
+import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +12,8 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import step
 from g2sd_jax.measure import topology
+
+INPUT_FIGURES = ("cores", "images_per_s", "python_images_per_s")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -25,6 +29,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name}={value} must be more than 0.")
     if args.sweep:
         points(args.sweep)
+    if args.input:
+        measured_input(args.input)
 
 
 def points(text: str) -> list[tuple[int, int]]:
@@ -76,6 +82,38 @@ def roofline(
     )
 
 
+def measured_input(path: str) -> dict[str, Any]:
+    """Reads what `g2sd bench --input --out=PATH` measured on some host."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            [figures] = json.load(file)
+        return {key: float(figures[key]) for key in INPUT_FIGURES}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--input={path} is no file that `g2sd bench --input --out=` wrote "
+            f"({error!r})."
+        ) from error
+
+
+def host_input(path: str, wanted: float) -> dict[str, float]:
+    """Compares what a host can read with what its chips take.
+
+    Args:
+        path: of `measured_input`.
+        wanted: images/s that each host has to hand over.
+
+    Returns:
+        The measured figures, `wanted`, and the `cores_wanted` of the measured kind.
+    """
+    measured = measured_input(path)
+    per_core = measured["images_per_s"] / measured["cores"]
+    return {
+        **measured,
+        "wanted": wanted,
+        "cores_wanted": math.ceil(wanted / per_core),
+    }
+
+
 def recipe(
     config: ConfigDict, figures: Mapping[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -97,6 +135,8 @@ def recipe(
         hours=hours,
         chip_hours=chip_hours,
     )
+    if args.input:
+        totals |= dict(input=host_input(args.input, rate))
     if args.price is not None:
         totals |= dict(price=args.price, cost=chip_hours * args.price)
     if args.hours is not None:

@@ -129,6 +129,18 @@ def _of_the_recipe(recipe: dict) -> list[str]:
             "images/s, {images_per_s_per_host:.0f} from each host; {hours:.1f} hours, "
             "{chip_hours:.0f} chip hours".format(**recipe)
         )
+    if "input" in recipe:
+        lines.append(
+            "  input (measured): {images_per_s:.0f} images/s from {cores:.0f} cores; "
+            "each host wants {wanted:.0f}, which {cores_wanted} such cores would bring"
+            "".format(**recipe["input"])
+        )
+        if recipe["input"]["python_images_per_s"] < recipe["input"]["wanted"]:
+            lines.append(
+                "    more than one process hands over from any number of cores, "
+                "{python_images_per_s:.0f}: prepare a smaller copy, or take more hosts"
+                "".format(**recipe["input"])
+            )
     if "cost" in recipe:
         lines.append("  at {price} a chip hour: {cost:.0f}".format(**recipe))
     if "hours_given" in recipe:

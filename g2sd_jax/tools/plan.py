@@ -42,6 +42,12 @@ def main(argv: Sequence[str]) -> int:
         default=0.5,
         help="share of the roofline that hours are reckoned with (default 0.5)",
     )
+    parser.add_argument(
+        "--input",
+        default="",
+        metavar="FILE",
+        help="what `g2sd bench --input --out=FILE` measured, to compare with the need",
+    )
     parser.add_argument("--price", type=float, help="of one chip for one hour")
     parser.add_argument("--hours", type=float, help="how far the recipe gets in these")
     args = recipes.parse(parser, argv)

@@ -16,6 +16,7 @@ import runs
 import slow
 import step_costs
 from g2sd_jax.measure import (
+    budget,
     collectives,
     compiled,
     flops,
@@ -319,12 +320,30 @@ def test_the_command_ends_with_a_verdict(monkeypatch, tmp_path, capsys):
         ("--sweep=a:b", "write images per device"),
         ("--sweep=0", "write images per device"),
         ("--topology=v9:2x2", "--topology='v9' is not known; did you mean"),
+        ("--input=setup.cfg", "--input=setup.cfg is no file that `g2sd bench --input"),
     ],
 )
 def test_bad_input_is_one_line(words, said):
     with pytest.raises(ValueError) as error:
         plan.main(["--config=pretrain:smoke", words])
     assert said in str(error.value)
+
+
+def test_the_need_of_input_is_compared_with_what_a_host_measured(tmp_path, planned):
+    file = tmp_path / "input.json"
+    measured = dict(cores=2, images_per_s=2500.0, python_images_per_s=70e3, more=1)
+    file.write_text(json.dumps([measured]))
+    figures = budget.host_input(str(file), 21_996.0)
+    assert figures["cores_wanted"] == 18  # 17.6
+    plan_figures = copy.deepcopy(planned("generic_distill"))
+    plan_figures["recipe"] = dict(steps=1, epochs=1.0, input=figures)
+    said = plan_text.describe(plan_figures)
+    assert "each host wants 21996, which 18 such cores would bring" in said
+    assert "one process hands over" not in said
+    plan_figures["recipe"]["input"] = budget.host_input(str(file), 70_001.0)
+    assert "one process hands over from any number of cores, 70000" in (
+        plan_text.describe(plan_figures)
+    )
 
 
 def test_what_does_not_fit_says_what_to_change(planned):

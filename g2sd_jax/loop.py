@@ -26,7 +26,8 @@ from g2sd_jax import (
     workdir,
 )
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import failures, order, source, threads
+from g2sd_jax.data import failures, order, source
+from g2sd_jax.data.processes import threads
 from g2sd_jax.evaluators import fold
 from g2sd_jax.hosts import cluster
 

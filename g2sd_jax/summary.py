@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from g2sd_jax import core, palette, parallel, workdir
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import pixel_checks
+from g2sd_jax.data.memory import pixel_checks
 
 PICTURE = "first_batch.png"
 SIDES = (96, 256)  # Pixels that the longer side of a shown picture is brought into.

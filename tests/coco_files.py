@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import files
 from g2sd_jax import recipes
-from g2sd_jax.data import run_lengths
+from g2sd_jax.data.coco import run_lengths
 
 SIZE = (48, 60)  # (height, width) of the first picture; others are a little higher.
 CATEGORIES = ((3, "cat"), (7, "dog"), (90, "owl"))

@@ -13,7 +13,8 @@ import sys
 import tempfile
 
 import files
-from g2sd_jax.data import failures, folder, order, pipeline, threads
+from g2sd_jax.data import failures, folder, order, pipeline
+from g2sd_jax.data.processes import threads
 
 WARM = 200  # Batches after which buffers and allocator have found their size.
 

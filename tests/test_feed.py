@@ -13,7 +13,8 @@ import pytest
 import files
 import runs
 from g2sd_jax import core, errors, feed, loop
-from g2sd_jax.data import source, threads
+from g2sd_jax.data import source
+from g2sd_jax.data.processes import threads
 
 SOON = 5.0  # Seconds that no test waits for in full.
 PATIENT = feed.Wait("the source", limit=SOON)
@@ -189,7 +190,8 @@ def test_pools_end_with_what_they_were_made_in():
 
 LEAVES = """
 import sys, time
-from g2sd_jax.data import order, threads
+from g2sd_jax.data import order
+from g2sd_jax.data.processes import threads
 
 with threads.closing():
     pool = threads.Pool(2, "input")

@@ -16,8 +16,10 @@ from ml_collections import ConfigDict
 
 import golden_files
 from g2sd_jax import optim, recipes, stages, tasks
-from g2sd_jax.data import coco, coco_json, jitter, run_lengths
-from g2sd_jax.data import instances as annotations
+from g2sd_jax.data.coco import annotations as coco_json
+from g2sd_jax.data.coco import instances as annotations
+from g2sd_jax.data.coco import jitter, run_lengths
+from g2sd_jax.data.coco import source as coco
 from g2sd_jax.evaluators import coco_ap, instances
 from g2sd_jax.losses import detection as losses
 from g2sd_jax.losses import detector_distill

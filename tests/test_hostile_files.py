@@ -15,7 +15,8 @@ import safetensors.numpy
 import files
 import slow
 from g2sd_jax import errors
-from g2sd_jax.data import arrays, decoder, folder
+from g2sd_jax.data import decoder, folder
+from g2sd_jax.data.memory import arrays
 from g2sd_jax.weights import loading
 
 KINDS = ("safetensors", "header", "JPEG", "PNG", "GIF", "TIFF", "WEBP", "npz", "tar.gz")

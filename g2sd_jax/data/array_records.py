@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from g2sd_jax.data import tfrecord
+from g2sd_jax.data.tfds import tfrecord
 
 # Records one by one, as they are: pictures are compressed already.
 OPTIONS = "group_size:1,uncompressed"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import decoder, encoded, pictures, pipeline
+from g2sd_jax.data import decoder, encoded, pipeline
+from g2sd_jax.data.memory import pictures
 
 IN_MEMORY = ("arrays", "digits", "fake")  # Sources whose pictures the device crops.
 

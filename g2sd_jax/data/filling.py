@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import decoder, failures, shared_batches, workers
-from g2sd_jax.data.shared_batches import Batch
+from g2sd_jax.data import decoder, failures
+from g2sd_jax.data.processes import shared_batches, workers
+from g2sd_jax.data.processes.shared_batches import Batch
 
 HERE = 8  # Rows of a batch that are filled without another process.
 CHUNK = 32  # Rows that a process fills in one go, at most: about 20 ms.

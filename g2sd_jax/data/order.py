@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import threads
+from g2sd_jax.data.processes import threads
 
 Request, Result = TypeVar("Request"), TypeVar("Result")
 Batch = dict[str, np.ndarray]

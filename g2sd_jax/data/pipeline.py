@@ -11,17 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import (
-    classes,
-    crops,
-    decoder,
-    encoded,
-    filling,
-    pictures,
-    reading,
-    walk,
-)
+from g2sd_jax.data import classes, crops, decoder, encoded, filling, reading, walk
 from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data.memory import pictures
 
 
 def dataset(config: ConfigDict, files: encoded.Encoded, split: str) -> datasets.Dataset:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from g2sd_jax import errors
 from g2sd_jax.data import classes as class_lists
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, fake
+from g2sd_jax.data import encoded
+from g2sd_jax.data.memory import fake
 
 
 class Source(NamedTuple):
@@ -32,23 +33,23 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "arrays": Source("g2sd_jax.data.arrays"),
-    "digits": Source("g2sd_jax.data.digits"),
+    "arrays": Source("g2sd_jax.data.memory.arrays"),
+    "digits": Source("g2sd_jax.data.memory.digits"),
     "folder": Source("g2sd_jax.data.folder", rules=("eval_crop",)),
     "maps": Source(
-        "g2sd_jax.data.maps",
+        "g2sd_jax.data.maps.source",
         gives=("label_map", "image_size"),
         needs=("images", "labels", "reduce_zero_label", "ignore"),
         rules=("reduce_zero_label", "ignore", "map_orientation"),
     ),
     "coco": Source(
-        "g2sd_jax.data.coco",
+        "g2sd_jax.data.coco.source",
         gives=("boxes", "labels", "valid_boxes", "masks", "frames", "size"),
         needs=("images", "annotations", "max_boxes", "mask_size", "surplus"),
     ),
-    "prepared": Source("g2sd_jax.data.prepared", rules=("eval_crop",)),
-    "tfds:": Source("g2sd_jax.data.tfds_source", rules=("eval_crop",)),
-    "fake": Source("g2sd_jax.data.fake", gives=fake.MAKERS),
+    "prepared": Source("g2sd_jax.data.copies.source", rules=("eval_crop",)),
+    "tfds:": Source("g2sd_jax.data.tfds.source", rules=("eval_crop",)),
+    "fake": Source("g2sd_jax.data.memory.fake", gives=fake.MAKERS),
 }
 # Why a set that seems to have a key has not.
 BECAUSE = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from g2sd_jax import core, errors
-from g2sd_jax.data import run_lengths
+from g2sd_jax.data.coco import run_lengths
 from g2sd_jax.evaluators import instances
 
 # Name of a library: its modules of `COCO` and of the evaluation, the class there, and

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from g2sd_jax.data import run_lengths
+from g2sd_jax.data.coco import run_lengths
 from g2sd_jax.ops import instance_masks
 
 LEAST = 0.5  # Probability from which a pixel belongs to an instance.

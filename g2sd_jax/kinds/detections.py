@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from g2sd_jax import kinds, outlines, palette, parallel, summary, workdir
-from g2sd_jax.data import coco, files, run_lengths
+from g2sd_jax.data import files
+from g2sd_jax.data.coco import run_lengths
+from g2sd_jax.data.coco import source as coco
 from g2sd_jax.evaluators import instances
 from g2sd_jax.kinds import overlays
 

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from g2sd_jax import parallel, stages, step
-from g2sd_jax.data import fake
+from g2sd_jax.data.memory import fake
 from g2sd_jax.measure import step_speed
 
 

@@ -15,7 +15,11 @@ from PIL import Image
 
 from g2sd_jax import errors, recipes
 from g2sd_jax.configs.chains import own
-from g2sd_jax.data import coco, coco_json, decoder, encoded, folder, maps, pairs, source
+from g2sd_jax.data import decoder, encoded, folder, source
+from g2sd_jax.data.coco import annotations as coco_json
+from g2sd_jax.data.coco import source as coco
+from g2sd_jax.data.maps import pairs
+from g2sd_jax.data.maps import source as maps
 
 SAMPLED = 64  # Pictures that are opened to see how large they are.
 TRAINING = ("train", "training")

@@ -22,7 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from g2sd_jax import tasks
-from g2sd_jax.data import order, threads, workers
+from g2sd_jax.data import order
+from g2sd_jax.data.processes import threads, workers
 from g2sd_jax.measure import readers
 
 PICTURES = 256  # Of the training split, taken again in every round.

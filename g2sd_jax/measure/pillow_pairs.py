@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from g2sd_jax import label_values
-from g2sd_jax.data import crops, decoder, geometry, maps
+from g2sd_jax.data import crops, decoder, geometry
+from g2sd_jax.data.maps import source as maps
 
 
 def load(

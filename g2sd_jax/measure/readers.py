@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import maps, pairs, pipeline, source
+from g2sd_jax.data import pipeline, source
+from g2sd_jax.data.maps import pairs
+from g2sd_jax.data.maps import source as maps
 from g2sd_jax.measure import pillow_loop, pillow_pairs
 from g2sd_jax.ops import augment
 

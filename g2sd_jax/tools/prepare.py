@@ -4,9 +4,10 @@
 
 Every picture is turned upright and its shorter side shrunk to `--size`, once and for
 all; a JPEG that is small enough already is copied as it is. What the formats cost and
-lose is in `data/packing.py`. Killed at any time, the same command goes on where it was,
-and ends with the same bytes. The copy is ArrayRecord files of `tf.train.Example`s with
-`image`, `label` and `name`, and a manifest of classes and counts.
+lose is in `data/copies/encoding.py`. Killed at any time, the same command goes on where
+it was, and ends with the same bytes. The copy is ArrayRecord files of
+`tf.train.Example`s with `image`, `label` and `name`, and a manifest of classes and
+counts.
 """
 
 import argparse
@@ -22,16 +23,12 @@ import tqdm
 from PIL import features
 
 from g2sd_jax import command, errors, json_files, recipes
-from g2sd_jax.data import (
-    copies,
-    encoded,
-    folder,
-    packing,
-    prepared,
-    shards,
-    source,
-    threads,
-)
+from g2sd_jax.data import encoded, folder, source
+from g2sd_jax.data.copies import encoding as packing
+from g2sd_jax.data.copies import shards
+from g2sd_jax.data.copies import source as prepared
+from g2sd_jax.data.copies import writing as copies
+from g2sd_jax.data.processes import threads
 
 LEAST_SHARD = 4096  # Pictures.
 MOST_SHARDS = 256  # Files that stay open while training.

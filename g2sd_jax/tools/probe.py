@@ -14,7 +14,7 @@ import numpy as np
 from sklearn import linear_model, pipeline, preprocessing
 
 from g2sd_jax import command
-from g2sd_jax.data import arrays
+from g2sd_jax.data.memory import arrays
 from g2sd_jax.evaluators import masked
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 import files
 from g2sd_jax import core
-from g2sd_jax.data import crops, pictures
+from g2sd_jax.data import crops
+from g2sd_jax.data.memory import pictures
 from g2sd_jax.ops import augment
 
 ASPECT = (3 / 4, 4 / 3)

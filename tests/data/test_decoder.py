@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 import files
-from g2sd_jax.data import decoder, pictures
+from g2sd_jax.data import decoder
+from g2sd_jax.data.memory import pictures
 
 RGB = Image.fromarray(files.pixels())
 SEEN_THROUGH = Image.fromarray(files.pixels(channels=4))

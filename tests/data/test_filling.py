@@ -20,18 +20,9 @@ import coco_files
 import files
 import label_map_files
 from g2sd_jax import errors
-from g2sd_jax.data import (
-    decoder,
-    failures,
-    filling,
-    folder,
-    order,
-    shared_batches,
-    source,
-    threads,
-    workers,
-)
+from g2sd_jax.data import decoder, failures, filling, folder, order, source
 from g2sd_jax.data import pipeline as pipelines
+from g2sd_jax.data.processes import shared_batches, threads, workers
 
 COUNT = 40  # Pictures of the training split.
 
@@ -291,7 +282,7 @@ SCRIPT = """
     files = folder.list_files(config, "train")
     dataset = pipeline.dataset(config, files, "train")
     batch = dataset.fetch(np.arange(40), 0)  # At the top of a script, without a guard.
-    from g2sd_jax.data import threads, workers
+    from g2sd_jax.data.processes import workers
     import gc
     pools = [each for each in gc.get_objects() if isinstance(each, workers.Pool)]
     pids = [worker.pid for pool in pools for worker in pool.workers]

@@ -17,17 +17,9 @@ import files
 import memory
 import runs
 from g2sd_jax import loop, recipes, workdir
-from g2sd_jax.data import (
-    arrays,
-    crops,
-    decoder,
-    failures,
-    folder,
-    order,
-    pictures,
-    source,
-)
+from g2sd_jax.data import crops, decoder, failures, folder, order, source
 from g2sd_jax.data import pipeline as pipelines
+from g2sd_jax.data.memory import arrays, pictures
 from g2sd_jax.evaluators import fold
 
 HEADS = 12  # Pictures of the training split of `folders`.

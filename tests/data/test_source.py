@@ -14,7 +14,8 @@ from PIL import Image
 
 from g2sd_jax import label_values
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import decoder, fake, order, pictures, source
+from g2sd_jax.data import decoder, order, source
+from g2sd_jax.data.memory import fake, pictures
 
 
 def recipe(image_size=(8, 8), channels=3, **data):
@@ -72,7 +73,7 @@ def counting(count):
 
 
 def test_data_imports_no_framework():
-    names = "source, order, dataset, fake"
+    names = "source, order, dataset"
     code = f"import sys; from g2sd_jax.data import {names}; print(*sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -386,7 +387,7 @@ def test_a_source_without_what_is_read_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="reads smell; use a source that gives it"):
         source.load(config, "train", ("smell",))
     sources = dict(
-        source.SOURCES, digits=source.Source("g2sd_jax.data.fake", ("smell",))
+        source.SOURCES, digits=source.Source("g2sd_jax.data.memory.fake", ("smell",))
     )
     monkeypatch.setattr(source, "SOURCES", sources)
     source.check_reads(config, ("smell",))

@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from g2sd_jax.data import fake, order, run_lengths
+from g2sd_jax.data import order
+from g2sd_jax.data.coco import run_lengths
+from g2sd_jax.data.memory import fake
 from g2sd_jax.evaluators import coco_ap, instances, tables
 from g2sd_jax.ops import instance_masks
 

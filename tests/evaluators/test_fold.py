@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from g2sd_jax import core, label_values, parallel, recipes
-from g2sd_jax.data import fake, geometry, order
+from g2sd_jax.data import geometry, order
+from g2sd_jax.data.memory import fake
 from g2sd_jax.evaluators import confusion, fold, top1
 
 CLASSES, BATCH = 5, 8

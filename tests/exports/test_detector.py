@@ -12,7 +12,7 @@ from jax import export
 import finished_runs
 import runs
 from g2sd_jax import cli, finished
-from g2sd_jax.data import fake
+from g2sd_jax.data.memory import fake
 
 NAMES = ["cat", "dog", "cup", "pen", "key"]
 

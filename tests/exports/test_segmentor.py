@@ -19,7 +19,7 @@ import finished_runs
 import finished_runs as made
 import runs
 from g2sd_jax import cli, finished, palette
-from g2sd_jax.data import fake
+from g2sd_jax.data.memory import fake
 from g2sd_jax.evaluators import sliding
 from g2sd_jax.models import vit
 from g2sd_jax.weights import graft, loading

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 import coco_files
-from g2sd_jax.data import run_lengths
+from g2sd_jax.data.coco import run_lengths
 from g2sd_jax.evaluators import instances
 from g2sd_jax.kinds import detections
 

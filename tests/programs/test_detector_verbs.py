@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 import coco_files
 import runs
 from g2sd_jax import cli, finished, loop
-from g2sd_jax.data import run_lengths
+from g2sd_jax.data.coco import run_lengths
 from g2sd_jax.evaluators import coco_ap
 from g2sd_jax.kinds import detections, overlays
 from g2sd_jax.pages import class_tables

@@ -15,7 +15,7 @@ from PIL import Image
 import finished_runs as made
 import runs
 from g2sd_jax import cli, finished, loop, palette
-from g2sd_jax.data import fake
+from g2sd_jax.data.memory import fake
 from g2sd_jax.evaluators import confusion, tables
 from g2sd_jax.kinds import overlays, segmentor
 from g2sd_jax.tools import evaluate

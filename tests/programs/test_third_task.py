@@ -21,7 +21,7 @@ from PIL import Image
 
 import stripes
 from g2sd_jax import cli, finished, kinds, loop, metrics, recipes, summary
-from g2sd_jax.data import fake
+from g2sd_jax.data.memory import fake
 from g2sd_jax.evaluators import fold
 from g2sd_jax.pages import class_tables, results_table
 from g2sd_jax.tools import inspect

@@ -11,7 +11,7 @@ import pytest
 
 from g2sd_jax import kinds, tasks
 from g2sd_jax.configs import ranges
-from g2sd_jax.data import fake
+from g2sd_jax.data.memory import fake
 from g2sd_jax.weights import parts
 from stripes import data
 

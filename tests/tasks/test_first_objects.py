@@ -6,7 +6,8 @@ import numpy as np
 
 import coco_files
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import fake, source
+from g2sd_jax.data import source
+from g2sd_jax.data.memory import fake
 from g2sd_jax.tasks import first_objects
 
 ANCHORS = (8, 16, 32, 64, 128)

@@ -13,7 +13,8 @@ import finished_runs
 import runs
 import tiny
 from g2sd_jax import checkpoint, open_keys, parallel, recipes, stages, step, tasks
-from g2sd_jax.data import fake, geometry, order
+from g2sd_jax.data import geometry, order
+from g2sd_jax.data.memory import fake
 from g2sd_jax.evaluators import confusion, fold, sliding
 from g2sd_jax.losses import cross_entropy, distill
 from g2sd_jax.models import upernet

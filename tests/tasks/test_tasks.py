@@ -22,7 +22,8 @@ from g2sd_jax import (
     summary,
     tasks,
 )
-from g2sd_jax.data import fake, source
+from g2sd_jax.data import source
+from g2sd_jax.data.memory import fake
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import array_records, arrays, reading, tfrecord
+from g2sd_jax.data import array_records, reading
+from g2sd_jax.data.memory import arrays
+from g2sd_jax.data.tfds import tfrecord
 
 CHUNK = 1000  # Records of array_record files that one thread reads at a time.
 

@@ -17,7 +17,11 @@ from PIL import Image
 import test_configs
 from g2sd_jax import cli, feed, recipes
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import order, source, tfds_files, tfds_source, tfds_stream, tfrecord
+from g2sd_jax.data import order, source
+from g2sd_jax.data.tfds import files as tfds_files
+from g2sd_jax.data.tfds import source as tfds_source
+from g2sd_jax.data.tfds import stream as tfds_stream
+from g2sd_jax.data.tfds import tfrecord
 
 with warnings.catch_warnings():  # Of the library's own making, at import.
     warnings.simplefilter("ignore")
@@ -151,7 +155,7 @@ WITHOUT_TENSORFLOW = """
 import sys
 import types
 from g2sd_jax import recipes
-from g2sd_jax.data import tfds_source
+from g2sd_jax.data.tfds import source as tfds_source
 overrides = {"data.source": "tfds:insects", "data.classes": 3}
 overrides |= {"data.index_dir": sys.argv[1]}
 for folder in sys.argv[2:]:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from g2sd_jax.data import record_stream
+from g2sd_jax.data.tfds import record_stream
 
 with warnings.catch_warnings():  # Of the library's own making, at import.
     warnings.simplefilter("ignore")

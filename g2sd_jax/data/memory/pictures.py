@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from g2sd_jax.data import crops, decoder, encoded, geometry, threads
+from g2sd_jax.data import crops, decoder, encoded, geometry
+from g2sd_jax.data.processes import threads
 
 T = TypeVar("T")
 

@@ -16,21 +16,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from g2sd_jax import errors
+from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data import (
-    coco_json,
     decoder,
     encoded,
     failures,
     filling,
     folder,
     geometry,
-    instances,
-    jitter,
     pipeline,
     reading,
     walk,
 )
-from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data.coco import annotations as coco_json
+from g2sd_jax.data.coco import instances, jitter
 
 CHECKED = 64  # Pictures whose size is compared before a run; the others as they come.
 NAMED = 3  # Files that a line names.

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from g2sd_jax.data import filling, shared_batches
+from g2sd_jax.data import filling
+from g2sd_jax.data.processes import shared_batches
 
 
 def serve(descriptor: int) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from g2sd_jax.data import coco_json, jitter, run_lengths
+from g2sd_jax.data.coco import annotations as coco_json
+from g2sd_jax.data.coco import jitter, run_lengths
 
 LEAST_SIDE = 1e-5  # Pixels of a box that is taken for one.
 LEAST_EXTENT = 0.1  # Pixels to which a frame is enlarged before it divides.

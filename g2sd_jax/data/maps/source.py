@@ -23,12 +23,12 @@ from g2sd_jax.data import (
     failures,
     filling,
     geometry,
-    pairs,
     pipeline,
     reading,
-    threads,
 )
 from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data.maps import pairs
+from g2sd_jax.data.processes import threads
 
 CHECKED = 64  # Pairs that are opened before a run starts; the others when they come.
 FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # Lossless: others would change labels.

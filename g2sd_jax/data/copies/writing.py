@@ -12,7 +12,10 @@ from typing import TypeVar
 
 import tqdm
 
-from g2sd_jax.data import encoded, packing, prepared, shards
+from g2sd_jax.data import encoded
+from g2sd_jax.data.copies import encoding as packing
+from g2sd_jax.data.copies import shards
+from g2sd_jax.data.copies import source as prepared
 
 T = TypeVar("T")
 

@@ -12,15 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from g2sd_jax import json_files
-from g2sd_jax.data import (
-    array_records,
-    encoded,
-    old_packs,
-    pipeline,
-    reading,
-    shards,
-)
+from g2sd_jax.data import array_records, encoded, pipeline, reading
 from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data.copies import old_packs, shards
 
 MANIFEST = "manifest.json"  # Written last: where it is, all shards are.
 UNFINISHED = "unfinished.json"

@@ -20,18 +20,12 @@ import pytest
 from PIL import Image
 
 from g2sd_jax import cli, recipes
-from g2sd_jax.data import (
-    array_records,
-    copies,
-    decoder,
-    order,
-    packing,
-    prepared,
-    reading,
-    shards,
-    source,
-)
+from g2sd_jax.data import array_records, decoder, order, reading, source
 from g2sd_jax.data import folder as folders
+from g2sd_jax.data.copies import encoding as packing
+from g2sd_jax.data.copies import shards
+from g2sd_jax.data.copies import source as prepared
+from g2sd_jax.data.copies import writing as copies
 from g2sd_jax.tools import prepare
 
 PICTURES = 14  # Of each of two classes, in each split.

@@ -13,7 +13,10 @@ from PIL import Image
 import coco_files
 import files
 from coco_files import CATEGORIES, SIZE, annotation, as_json, bitmap
-from g2sd_jax.data import coco, coco_json, instances, jitter, run_lengths, source
+from g2sd_jax.data import source
+from g2sd_jax.data.coco import annotations as coco_json
+from g2sd_jax.data.coco import instances, jitter, run_lengths
+from g2sd_jax.data.coco import source as coco
 
 READS = ("boxes", "labels", "valid_boxes", "masks", "frames", "size")
 

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from g2sd_jax.data import run_lengths
+from g2sd_jax.data.coco import run_lengths
 
 
 def test_strings_are_read_as_they_are_written(rng):

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import errors
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import folder, pictures
+from g2sd_jax.data import folder
+from g2sd_jax.data.memory import pictures
 
 ACCEPTED = (
     "an .npz with image [N, H, W, C] uint8 and label [N] (or train_image, "

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from g2sd_jax import errors
-from g2sd_jax.data import encoded, geometry, run_lengths
+from g2sd_jax.data import encoded, geometry
+from g2sd_jax.data.coco import run_lengths
 
 NAMED = 3  # Objects, ids and categories that a line names.
 LISTS = ("images", "annotations", "categories")

@@ -27,11 +27,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from g2sd_jax import errors
-from g2sd_jax.data import shared_batches, threads
+from g2sd_jax.data.processes import shared_batches, threads
 
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from g2sd_jax.data import worker; worker.serve(int(sys.argv[1]))"
+    "from g2sd_jax.data.processes import worker; worker.serve(int(sys.argv[1]))"
 )
 
 

@@ -13,17 +13,9 @@ import files
 import label_map_files
 import test_configs
 from g2sd_jax import recipes
-from g2sd_jax.data import (
-    crops,
-    decoder,
-    failures,
-    folder,
-    geometry,
-    maps,
-    order,
-    pairs,
-    source,
-)
+from g2sd_jax.data import crops, decoder, failures, folder, geometry, order, source
+from g2sd_jax.data.maps import pairs
+from g2sd_jax.data.maps import source as maps
 from g2sd_jax.tasks import segmentation
 
 JUDGED = {"eval_split": "training", "inference.fit": (48, 192)}

@@ -8,17 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import (
-    crops,
-    filling,
-    order,
-    pipeline,
-    reading,
-    record_stream,
-    tfds_files,
-    tfrecord,
-)
+from g2sd_jax.data import crops, filling, order, pipeline, reading
 from g2sd_jax.data import dataset as datasets
+from g2sd_jax.data.tfds import files as tfds_files
+from g2sd_jax.data.tfds import record_stream, tfrecord
 
 # (undecoded batch, epoch) -> arrays [b, ...]
 Decode = Callable[[record_stream.UndecodedBatch, int | None], order.Batch]

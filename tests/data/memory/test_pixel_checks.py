@@ -8,7 +8,8 @@ import pytest
 import coco_files
 import files
 import label_map_files
-from g2sd_jax.data import pixel_checks, source
+from g2sd_jax.data import source
+from g2sd_jax.data.memory import pixel_checks
 
 
 def lines(tmp_path, image, **data):

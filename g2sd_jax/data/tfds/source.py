@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 
 from g2sd_jax import errors
 from g2sd_jax.data import dataset as datasets
-from g2sd_jax.data import encoded, pipeline, reading, tfds_files, tfds_stream
+from g2sd_jax.data import encoded, pipeline, reading
+from g2sd_jax.data.tfds import files as tfds_files
+from g2sd_jax.data.tfds import stream as tfds_stream
 
 PREFIX = "tfds:"
 

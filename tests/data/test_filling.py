@@ -13,6 +13,7 @@ import tarfile
 import textwrap
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -253,6 +254,30 @@ def test_the_end_of_a_run_ends_hung_processes(tmp_path):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert time.monotonic() < began + 30
+
+
+def test_processes_read_until_a_run_that_is_asked_to_stop_has_saved(path):
+    """Slurm sends SIGTERM to every process of a job, a terminal SIGHUP."""
+    _, dataset = opened(path)
+    expected = dataset.fetch(np.arange(COUNT), 0)
+    processes = workers.pool(files.recipe(path, workers=2)).workers
+    for process in processes:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+            os.kill(process.pid, number)
+    same(dataset.fetch(np.arange(COUNT), 0), expected)
+    assert processes and all(alive(process.pid) for process in processes)
+
+
+def test_memory_of_an_array_on_a_device_is_not_used_again(path):
+    _, dataset = opened(path)
+    batch = dataset.fetch(np.arange(20), 0)
+    placed = jax.device_put(batch["image"])  # On a CPU it may be the same memory.
+    expected = batch["image"].copy()
+    del batch
+    gc.collect()
+    for epoch in range(1, 4):
+        dataset.fetch(np.arange(20), epoch)
+    np.testing.assert_array_equal(np.asarray(placed), expected)
 
 
 def test_all_data_sets_of_a_run_share_the_processes(path):

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import pickle
+import signal
 import time
 import traceback
 from multiprocessing import connection, reduction
@@ -16,13 +17,26 @@ import numpy as np
 from g2sd_jax.data import filling
 from g2sd_jax.data.processes import shared_batches
 
+IGNORED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
 
 def serve(descriptor: int) -> None:
     """Answers a `workers.Worker` until that closes the connection, or is gone.
 
+    A cluster that wants a run to end tells all of its processes; this one is needed
+    until the run has saved, and ends with it.
+
     Args:
         descriptor: of the connection.
     """
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     with (
         connection.Connection(descriptor) as sender,
         contextlib.suppress(EOFError, ConnectionError),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import files
-from g2sd_jax.data import folder, source
+from g2sd_jax.data import folder, source, tar
 
 NAMES = {f"{i}.png": str(i).encode() for i in range(10)}
 SET = {
@@ -137,7 +137,7 @@ def test_tars_that_cannot_be(tmp_path, monkeypatch):
     (tmp_path / "cut.tar").write_bytes(whole[:3000])
     with pytest.raises(ValueError, match=r"cut.tar .* ends inside train/a/0.png"):
         folder.list_files(files.recipe(tmp_path / "cut.tar"), "train")
-    monkeypatch.setattr(folder, "PACKED", 10)
+    monkeypatch.setattr(tar, "PACKED", 10)
     path = files.pack(tmp_path / "set.tar.gz", SET, mode="w:gz")
     with pytest.raises(ValueError, match=r"GiB, compressed: .*gunzip it"):
         folder.list_files(files.recipe(path), "train")
@@ -346,7 +346,7 @@ def test_a_compressed_tar_is_bounded(tmp_path, monkeypatch):
     )
     assert folder.list_files(files.recipe(path), "train").count == 1
     (changed := tmp_path / "again.tgz").write_bytes(path.read_bytes())
-    monkeypatch.setattr(folder, "UNPACKED", 10**6)
+    monkeypatch.setattr(tar, "UNPACKED", 10**6)
     with pytest.raises(ValueError, match=r"unpacks to more than .* GiB .*gunzip it"):
         folder.list_files(files.recipe(changed), "train")
 

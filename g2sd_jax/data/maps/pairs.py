@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from g2sd_jax import errors
-from g2sd_jax.data import encoded, folder, walk
+from g2sd_jax.data import encoded, folder, tar, walk
 
 NAMED = 5  # Files that an error names.
 # What the star of a pattern stands for -> (path beneath the root, place).
@@ -114,7 +114,7 @@ def common_beginning(names: Sequence[str]) -> str:
 
 def _pictures_alone(
     config: ConfigDict,
-    root: folder.Folder | folder.Tar,
+    root: folder.Folder | tar.Tar,
     pictures: Mapping[str, tuple[str, walk.Place]],
     split: str,
     path: os.PathLike,
@@ -142,7 +142,7 @@ def stems_of(config: ConfigDict, split: str, pictures: Matches) -> list[str]:
 
 
 def as_encoded(
-    root: folder.Folder | folder.Tar,
+    root: folder.Folder | tar.Tar,
     files: Sequence[tuple[str, walk.Place]],
     above: str,
     origin: str,
@@ -167,7 +167,7 @@ def as_encoded(
 
 
 def match_pattern(
-    config: ConfigDict, root: folder.Folder | folder.Tar, key: str, split: str
+    config: ConfigDict, root: folder.Folder | tar.Tar, key: str, split: str
 ) -> dict[str, tuple[str, walk.Place]]:
     """The files of one split that fit `config.data[key]`.
 

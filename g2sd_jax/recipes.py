@@ -214,6 +214,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         "--config",
         required=True,
         metavar="RECIPE",
+        action=_Recipe,
         help=f"PATH.py or one of {', '.join(fitting)}; then :arguments, if any, which "
         f"RECIPE:help lists, such as {fitting[0]}:help",
     )
@@ -222,6 +223,30 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     args.spec, args.overrides = args.config, overrides
     args.config = load(args.spec, overrides)
     return args
+
+
+class _Recipe(argparse.Action):
+    """Takes a recipe; `RECIPE:help` describes it and asks for no other argument."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values.endswith(":help"):
+            print(describe(values.removesuffix(":help")), flush=True)
+            parser.exit()
+        setattr(namespace, self.dest, values)
+
+
+def describe(recipe: str) -> str:
+    """What the file of a recipe says of itself, and its arguments with their defaults.
+
+    Args:
+        recipe: the path of a file, or the name of a shipped one.
+    """
+    text = ast.get_docstring(ast.parse(_locate(recipe).read_text(encoding="utf-8")))
+    try:
+        _open(f"{recipe}:help")
+    except ValueError as error:  # So `configs.common.arguments` answers it.
+        return "\n\n".join(filter(None, (text, f"{error}")))
+    return text or f"{recipe} takes no arguments"
 
 
 def split(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list, dict]:
@@ -251,17 +276,22 @@ def _shipped() -> dict[str, pathlib.Path]:
     }
 
 
+def _locate(name: str) -> pathlib.Path:
+    """The file of a recipe."""
+    if not name.endswith(".py"):
+        return errors.lookup("recipe", name, _shipped())
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"recipe {name!r} is not a file; give the path of one, or a shipped "
+            f"recipe by its name: {', '.join(names())}"
+        )
+    return path
+
+
 def _open(spec: str) -> ConfigDict:
     name, _, arguments = spec.partition(":")
-    if name.endswith(".py"):
-        path = pathlib.Path(name).expanduser()
-        if not path.is_file():
-            raise ValueError(
-                f"recipe {name!r} is not a file; give the path of one, or a shipped "
-                f"recipe by its name: {', '.join(names())}"
-            )
-    else:
-        path = errors.lookup("recipe", name, _shipped())
+    path = _locate(name)
     try:
         make = runpy.run_path(str(path)).get("get_config")
         if make is None:

@@ -9,7 +9,7 @@ import sys
 import ml_collections
 import pytest
 
-from g2sd_jax import command, errors, recipes
+from g2sd_jax import cli, command, errors, recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = """
@@ -278,6 +278,17 @@ def test_an_old_key_is_taken_as_its_new_name(key, name, value, capsys):
 def test_a_recipe_lists_its_arguments(name):
     with pytest.raises(ValueError, match="and their defaults: smoke=False, "):
         recipes.load(f"{name}:help")
+
+
+@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
+def test_a_recipe_describes_itself_without_other_arguments(form, capsys):
+    words = form.format("chains/folder:help").split()
+    with pytest.raises(SystemExit) as left:
+        cli.main(["chain", *words])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("The whole method on your own pictures")
+    assert "rows=all       or" in said and "hours=1.0" in said.splitlines()[-1]
 
 
 def test_verbs_list_the_recipes_that_they_take():

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether reading pictures takes more and more memory: `python tests/memory.py 20000`.
 
-Reads that many training batches of eight from 64 invented JPEGs of 500 x 375, a few bad
-ones among them, or from the folder or tar named after the number.
+Reads that many training batches of sixteen, by two processes, from 64 invented JPEGs of
+500 x 375, a few bad ones among them, or from the folder or tar named after the number.
 """
 
 import gc
@@ -11,19 +11,23 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import files
 from g2sd_jax.data import failures, folder, order, pipeline
-from g2sd_jax.data.processes import threads
+from g2sd_jax.data.processes import threads, workers
 
 WARM = 200  # Batches after which buffers and allocator have found their size.
 
 
-def resident() -> float:
-    """Megabytes of this process that lie in memory."""
+def resident(processes: Sequence[int | str]) -> float:
+    """Megabytes of some processes that lie in memory."""
     gc.collect()
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = [
+        int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1])
+        for process in processes
+    ]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def photographs(root: str | pathlib.Path) -> pathlib.Path:
@@ -37,15 +41,17 @@ def photographs(root: str | pathlib.Path) -> pathlib.Path:
 
 def growth(path: str | pathlib.Path, batches: int) -> list[float]:
     """Megabytes after `WARM` batches, then five times until `batches`."""
-    config = files.recipe(path, classes=0, max_bad_share=0.1)
+    config = files.recipe(path, classes=0, max_bad_share=0.1, workers=2)
     config.model.image_size = (224, 224)
     dataset = pipeline.dataset(config, folder.list_files(config, "train"), "train")
-    stream = order.train_batches(dataset, 8, seed=0)
+    stream = order.train_batches(dataset, 16, seed=0)
+    readers = workers.pool(config).workers  # Of the `closing` around.
     megabytes = []
     for number in range(1, batches + 1):
         next(stream)
         if number == WARM or number % (batches // 5) == 0:
-            megabytes.append(resident())
+            assert len(readers) == 2
+            megabytes.append(resident(["self", *(reader.pid for reader in readers)]))
     return megabytes
 
 

@@ -20,6 +20,7 @@ from g2sd_jax import loop, recipes, workdir
 from g2sd_jax.data import crops, decoder, failures, folder, order, source
 from g2sd_jax.data import pipeline as pipelines
 from g2sd_jax.data.memory import arrays, pictures
+from g2sd_jax.data.processes import threads
 from g2sd_jax.evaluators import fold
 
 HEADS = 12  # Pictures of the training split of `folders`.
@@ -434,5 +435,7 @@ def test_arrays_name_a_bad_picture(path):
 def test_memory_stays_flat(tmp_path):
     """20,000 batches were measured once (docs/performance.md); a leak shows sooner."""
     failures.list_in(tmp_path)
-    first, *later = memory.growth(memory.photographs(tmp_path / "set"), 1000)
+    with threads.closing():
+        path = memory.photographs(tmp_path / "set")
+        first, *later = memory.growth(path, 1000)
     assert max(later) - first < 15  # One batch kept in ten would add 300.

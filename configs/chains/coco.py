@@ -16,7 +16,8 @@ train/_annotations.coco.json; annotations.json and images/. Others are named. Ar
                    of a plain ViT: that one is fine-tuned only
     image=256      side of the canvas that pictures are fitted into, a multiple of 32
     epochs=100     of the masked stages; the others take half of it
-    rows=all       or g2sd: the teacher and both stages, without the comparisons
+    rows=all       g2sd: the teacher and both stages, without the comparisons; ends: the
+                   teacher, the MAE student and the one of both stages
     batch=64       examples of a step of the masked stages; the others take a quarter
     seeds=1        runs of the whole chain
     hours=1        that all of it may take, where `epochs` is not given

@@ -13,7 +13,8 @@ val/CLASS/*.jpg beside train/*.jpg, it judges the features. Arguments:
                    directory of timm or transformers: that one is fine-tuned only
     image=64       side of the pictures that the networks see
     epochs=100     of the masked stages; the others take half of it
-    rows=all       or g2sd: the teacher and both stages, without the comparisons
+    rows=all       g2sd: the teacher and both stages, without the comparisons; ends: the
+                   teacher, the MAE student and the one of both stages
     batch=64       examples of a step
     seeds=1        runs of the whole chain
     hours=1        that all of it may take, where `epochs` is not given

@@ -19,7 +19,8 @@ Others are named. Arguments:
                    of a plain ViT: that one is fine-tuned only
     image=96       side of the windows that the networks see, a multiple of 32
     epochs=100     of the masked stages; the others take half of it
-    rows=all       or g2sd: the teacher and both stages, without the comparisons
+    rows=all       g2sd: the teacher and both stages, without the comparisons; ends: the
+                   teacher, the MAE student and the one of both stages
     batch=64       examples of a step of the masked stages; the others take a quarter
     seeds=1        runs of the whole chain
     hours=1        that all of it may take, where `epochs` is not given

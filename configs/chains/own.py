@@ -50,6 +50,7 @@ ADAPTED, ADAPTED_RATE = 5.0, 3e-4
 ROWS = {
     "all": table.ROWS,
     "g2sd": (("teacher", "teacher"), table.ROWS[3], table.ROWS[4]),
+    "ends": (("teacher", "teacher"), table.ROWS[1], table.ROWS[4]),
 }
 NEIGHBOURS = 5  # That vote on the class of a picture, where no class is trained on.
 # Whose features there are without labels.
@@ -162,7 +163,7 @@ def chain(arguments: str, labels: Labels, **options: Any) -> ConfigDict:
             args[name] = instead
     if args.rows not in ROWS:
         raise ValueError(
-            f"recipe argument rows={args.rows!r} is not known; known: all, g2sd"
+            f"recipe argument rows={args.rows!r} is not known; known: {', '.join(ROWS)}"
         )
     links = table.from_teacher(args.teacher) if pretrained else table.LINKS
     rows = ROWS[args.rows] if args.classes else ()

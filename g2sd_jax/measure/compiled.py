@@ -69,6 +69,8 @@ def plan(
     frozen = shapes.of_frozen(stage, config, mesh)
     arguments = (program.state, frozen, example, shapes.key_of(mesh))
     arguments += (shapes.of_going(config, mesh),)
+    # Before the step, which may take half an hour to compile.
+    work = asked(config, program.state, frozen)
     compiled = compile_or_refusal(program.step, arguments, where)
     # The feed's, and the one that the last step was made from (`nonfinite.Keeper`).
     waiting = (config.data.prefetch + 1) * bytes_per_device(example)
@@ -97,7 +99,7 @@ def plan(
         source=config.data.source,
         batch_shapes={key: list(leaf.shape) for key, leaf in example.items()},
         memory=memory(arrays, compiled, where.chip.memory, waiting),
-        flops_per_image=dict(asked=asked(config, program.state, frozen)),
+        flops_per_image=dict(asked=work),
     )
     figures |= step_figures(compiled, figures, where)
     if evaluate:
@@ -192,7 +194,9 @@ def asked(config: ConfigDict, state: core.TrainState, frozen: Any) -> float:
     state, frozen = jax.tree.map(bare, (state, frozen))
     config = step_speed.as_asked(config)
     stage = stages.build(config)
-    batch = step_speed.invented_batch(shapes.small_batch(config), stage.reads)
+    with config.unlocked():
+        config.batch = max(shapes.FEW, stage.group)  # Which a loss is made of.
+    batch = step_speed.invented_batch(config, stage.reads)
     return step_speed.model_flops(
         stage, state, frozen, step_speed.prepared(config, batch)
     )

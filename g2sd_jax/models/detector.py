@@ -278,10 +278,10 @@ def detector(
     """
     check(model, where)
     form = compute_options.pop("attention", "auto")
-    if form != "auto":
+    if form not in ("auto", "xla"):
         raise ValueError(
-            f"config.attention={form}: windows with relative positions have one form; "
-            "use config.attention=auto."
+            f"config.attention={form}: windows with relative positions have one form, "
+            "of XLA's products; use config.attention=auto."
         )
     dtype = compute_options.get("dtype", jnp.float32)
     net = vitdet.Net(

@@ -15,6 +15,7 @@ import pytest
 import runs
 import slow
 import step_costs
+from g2sd_jax import parallel, stages, step
 from g2sd_jax.measure import (
     budget,
     collectives,
@@ -286,6 +287,21 @@ def test_compiled_products_are_those_asked_for(planned):
     assert count["asked"] <= count["compiled"] < 1.05 * count["asked"]
 
 
+def test_products_of_a_detector_are_counted_in_whole_groups():
+    """Per picture, whatever number of pictures shares a divisor of the loss."""
+    counts = []
+    for group in (2, 4):
+        config = shapes.without_weights(runs.small("specific_det"))
+        config.loss.group = group
+        mesh = parallel.make_mesh(config.mesh)
+        stage = stages.build(config)
+        state = step.build(config, stage, mesh).state
+        frozen = shapes.of_frozen(stage, config, mesh)
+        counts.append(compiled.asked(config, state, frozen))
+    # Position tables are resized once for all pictures.
+    assert counts[0] == pytest.approx(counts[1], rel=0.01) and counts[0] > 1e6
+
+
 @pytest.mark.slow  # A program more; the text is `test_plan_text`'s.
 def test_the_command_ends_with_a_verdict(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(step_speed, "SIDE", {"cpu": 64})
@@ -381,6 +397,18 @@ def test_plan_for_a_tpu_that_is_not_here():
     assert count["asked"] < count["compiled"] < 1.5 * count["asked"]
     assert 0 < figures["bytes_per_image"]["memory"] <= figures["bytes_per_image"]["all"]
     assert set(figures["roofline"]["seconds"]) == {"compute", "memory", "collectives"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_detector_is_planned_and_gathers_nothing():
+    config = runs.small("specific_det", compute_dtype="bfloat16")
+    config = shapes.without_weights(config)
+    figures = compiled.plan(config, topology.named("v5e:2x2"), evaluate=False)
+    assert figures["memory"]["fits"]
+    assert set(figures["collectives"]["kinds"]) == {"all-reduce"}
+    count = figures["flops_per_image"]
+    assert count["asked"] < count["compiled"] < 1.5 * count["asked"]
 
 
 @needs_libtpu

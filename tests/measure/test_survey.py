@@ -131,6 +131,7 @@ def test_fewer_rows_need_fewer_steps():
         "g2sd_generic",
         "g2sd",
     ]
+    assert set(names("")) - set(names(",rows=ends")) == {"mae_ms", "g2sd_generic"}
     assert names("", classes=0) == ["teacher_mae", "student_mae", "student_generic"]
     with pytest.raises(ValueError, match="rows='some' is not known"):
         names(",rows=some")

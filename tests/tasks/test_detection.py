@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import coco_files
 import runs
 import tiny
+from coco_files import CATEGORIES
 from g2sd_jax import parallel, recipes, stages, step
 from g2sd_jax.data import source
 from g2sd_jax.models import vitdet
@@ -75,6 +77,35 @@ def test_objects_of_any_size_have_finite_losses(small, box):
 
 def test_an_image_that_is_all_padding_is_finite(small):
     small.metrics(size=np.zeros_like(small.batch["size"]))
+
+
+def test_hard_pictures_of_a_json_have_finite_losses(small, tmp_path):
+    """Crowds alone, more objects than a batch holds, a pixel, the canvas, none left."""
+    size, boxes = coco_files.SIZE, {}
+    most = small.config.data.max_boxes
+    boxes["crowds"] = [(0, 0, 30, 30)] * 2
+    boxes["many"] = [(8 * i, 5, 6, 9) for i in range(most + 2)]
+    boxes["pixel"] = [(29, 23, 1, 1)]  # In the middle, where every crop has it.
+    boxes["canvas"] = [(0, 0, *size[::-1])]
+    boxes["cropped"] = [(0, 0, 2, 2)]  # Unless the crop begins at its corner.
+    lists = dict(images=[], annotations=[], categories=[])
+    lists["categories"] = [dict(id=key, name=name) for key, name in CATEGORIES]
+    for number, (name, objects) in enumerate(boxes.items(), start=1):
+        image = dict(id=number, file_name=f"{name}.jpg", height=size[0], width=size[1])
+        lists["images"].append(image)
+        for box in objects:
+            crowd = dict(iscrowd=int(name == "crowds"))
+            crowd["segmentation"] = coco_files.as_json(coco_files.bitmap(box))
+            row = coco_files.annotation(len(lists["annotations"]), number, box, **crowd)
+            lists["annotations"].append(row)
+    keys = dict(surplus="sample", max_boxes=most, train_examples=4)
+    keys |= {"mask_size": small.config.data.mask_size, "augment.scale": (1.9, 2.0)}
+    config = coco_files.recipe(coco_files.write(tmp_path, lists), **keys)
+    dataset = source.load(config, "train", small.stage.reads)
+    assert dataset.count == 4  # Nobody learns from crowds.
+    batch = dataset.fetch(np.arange(4), 0)
+    assert batch["valid_boxes"].sum(axis=1).tolist() == [most, 1, 1, 0]
+    small.metrics(**{key: batch[key] for key in small.batch})
 
 
 def test_groups_are_normalised_alone(small):

@@ -74,6 +74,19 @@ def test_training_sees_objects_alone(tmp_path):
     ] * 2 + [2]
 
 
+def test_crowds_alone_are_judged_and_not_trained_on(tmp_path):
+    lists = changed(annotations=lambda entries: [e | dict(iscrowd=1) for e in entries])
+    config = coco_files.recipe(coco_files.write(tmp_path, lists))
+    with pytest.raises(
+        ValueError, match=r"'train' of .* has no picture with an object"
+    ):
+        source.load(config, "train", READS)
+    judged = source.load(config, "train", READS, evaluate=True)
+    crowds = [judged.original(index)["crowd"] for index in range(judged.count)]
+    assert len(crowds) == 5 and np.concatenate(crowds).all()
+    assert sum(map(len, crowds)) == len(lists["annotations"])
+
+
 def test_invented_batches_are_laid_out_as_real_ones(tmp_path):
     config = coco_files.recipe(coco_files.write(tmp_path))
     real = source.load(config, "train", READS).fetch(np.arange(2), 0)

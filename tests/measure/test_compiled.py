@@ -121,6 +121,11 @@ def test_loops_count_as_often_as_they_run():
         ("jit(step)/optimiser/mul", "optimiser"),
         ("jit(step)/jvp()/augment/gather", "augmentation"),
         ("jvp()/teacher/Mae/while/body/blocks/attn/exp", "teacher: attention"),
+        ("jit(step)/jvp(teacher)/Mae/blocks/attn/exp", "teacher: attention"),
+        (
+            "jvp(Mae)/_stack/while/body/jit(dynamic_update_index_in_dim)/dynamic_slice",
+            "stacks of blocks, forward",
+        ),
         (
             "jvp(Mae)/while/body/blocks/mlp/fc1/dot_general",
             "products of blocks, forward",

@@ -25,7 +25,7 @@ PARTS = (  # (group, what its paths hold); the first that fits counts.
 )
 TEACHER = re.compile(r"/(\w+\()?teacher\)?/")
 PASSES = (
-    ("recomputed", r"rematted_computation|checkpoint/(?!transpose)"),
+    ("recomputed", r"rematted_computation"),
     ("backward", r"transpose\("),
 )
 

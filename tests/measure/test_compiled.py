@@ -153,6 +153,10 @@ def test_arrays_lie_in_whole_tiles(text, sides):
             "transpose(jvp(Mae))/blocks/checkpoint/rematted_computation/norm1/mul",
             "norms of blocks, recomputed",
         ),
+        (
+            "transpose(jvp(Mae))/while/body/checkpoint/blocks/mlp/fc1/dot_general",
+            "products of blocks, backward",
+        ),
         ("jvp(Mae)/norm/mul", "the rest, forward"),
         ("", "made by the compiler"),
     ],

@@ -101,7 +101,7 @@ def base() -> ConfigDict:
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left.
     config.scan = True  # One compiled block, looped; False unrolls.
     # What the backward pass recomputes: none, dots, products, full (models/layers.py);
-    # auto is none on every platform so far.
+    # auto is products on a TPU, else none.
     config.remat = "auto"
     config.attention = "auto"  # auto, xla, heads, loop, cudnn (ops/attention.py).
 

@@ -178,11 +178,11 @@ def train_step(
                 grads, state.opt_state, state.params, step=state.step
             )
             params = optax.apply_updates(state.params, updates)
-        new = params, model_state, opt_state
-        old = state.params, state.model_state, state.opt_state
-        params, model_state, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), new, old
-        )
+            new = params, model_state, opt_state
+            old = state.params, state.model_state, state.opt_state
+            params, model_state, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), new, old
+            )
         state = core.TrainState(
             step=state.step + (1 if going is None else going.astype(jnp.int32)),
             params=params,

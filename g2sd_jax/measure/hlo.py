@@ -6,6 +6,7 @@ XLA's own cost analysis counts the body of a loop once; here each computation ca
 the number of times a step runs it.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -21,6 +22,7 @@ CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 BRANCHES = re.compile(
     r"\b(?:branch|true|false)_computations?=\{?([^,}]*(?:,[^,}]*)*)\}?"
 )
+TILES = re.compile(r"([\d,]+):T\(([\d,]+)\)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -30,17 +32,19 @@ class Shape(NamedTuple):
     dtype: str
     sides: tuple[int, ...]
     space: int
+    padded_sides: tuple[int, ...]  # To whole tiles, as a TPU's memory holds them.
 
     @property
     def elements(self) -> int:
-        count = 1
-        for side in self.sides:
-            count *= side
-        return count
+        return math.prod(self.sides)
 
     @property
     def bytes(self) -> int:
         return self.elements * BYTES[self.dtype]
+
+    @property
+    def padded_bytes(self) -> int:
+        return math.prod(self.padded_sides) * BYTES[self.dtype]
 
 
 class Operation(NamedTuple):
@@ -118,8 +122,21 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
             BYTES.setdefault(dtype, 1)
             space = re.search(r"S\((\d+)\)", layout)
             shape = tuple(int(side) for side in sides.split(",") if side)
-            shapes.append(Shape(dtype, shape, int(space[1]) if space else 0))
+            where = int(space[1]) if space else 0
+            shapes.append(Shape(dtype, shape, where, _padded(shape, layout)))
     return tuple(shapes)
+
+
+def _padded(sides: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """The sides in whole tiles, as in `2,1,0:T(8,128)`: axis 2 lies innermost."""
+    tiles = TILES.match(layout)
+    if not tiles:
+        return sides
+    axes, tile = ([int(n) for n in part.split(",")] for part in tiles.groups())
+    padded = [*sides]
+    for axis, length in zip(axes, reversed(tile), strict=False):
+        padded[axis] += -padded[axis] % length
+    return tuple(padded)
 
 
 def _operation(name: str, rest: str, root: bool) -> Operation:

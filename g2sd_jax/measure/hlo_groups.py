@@ -14,16 +14,18 @@ from g2sd_jax.measure import hlo, hlo_work
 PATH = re.compile(r'op_name="([^"]*)"')
 PARTS = (  # (group, what its paths hold); the first that fits counts.
     ("optimiser", r"/optimiser/"),
-    ("augmentation", r"/augment/"),
+    ("augmentation", r"/(\w+\()?augment\)?/"),
     ("products of blocks", r"blocks/.*/(qkv|proj|fc1|fc2)\b"),
     ("attention", r"blocks/.*\battn\b"),
     ("norms of blocks", r"blocks/.*\bnorm[12]\b"),
     ("GELU", r"blocks/.*\bmlp\b"),
+    ("stacks of blocks", r"while/body/.*jit\(dynamic_(update_)?(index|slice)"),
     ("residual stream", r"blocks/"),
     ("patches", r"patch_embed|gather|scatter|concatenate|sort"),
 )
+TEACHER = re.compile(r"/(\w+\()?teacher\)?/")
 PASSES = (
-    ("recomputed", r"rematted_computation|checkpoint/(?!transpose)"),
+    ("recomputed", r"rematted_computation"),
     ("backward", r"transpose\("),
 )
 
@@ -60,7 +62,7 @@ def group_of(path: str) -> str:
     part = next((name for name, regex in PARTS if re.search(regex, path)), "the rest")
     if part in ("optimiser", "augmentation"):
         return part
-    if "/teacher/" in path:
+    if TEACHER.search(path):
         return f"teacher: {part}"
     phase = next((name for name, regex in PASSES if re.search(regex, path)), "forward")
     return f"{part}, {phase}"

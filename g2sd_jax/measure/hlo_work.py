@@ -106,7 +106,11 @@ def traffic(
     computation: Mapping[str, hlo.Operation],
     program: hlo.Program,
 ) -> tuple[int, int]:
-    """Counts the bytes of main memory, and of any memory, that an operation touches."""
+    """Counts the bytes of main memory, and of any memory, that an operation touches.
+
+    Arrays count in whole tiles: three channels take the room of 128 if they lie
+    innermost.
+    """
     code = operation.code
     if code in FREE or code.endswith("-start"):
         return 0, 0
@@ -119,9 +123,9 @@ def traffic(
         start = computation[operation.operands[0]]
         source = computation[start.operands[0]].shapes if start.operands else arrived
         size, source_size = (
-            sum(shape.bytes for shape in side) for side in (arrived, source)
+            sum(shape.padded_bytes for shape in side) for side in (arrived, source)
         )
-        moved = [(shape.bytes, shape.space) for shape in arrived]
+        moved = [(shape.padded_bytes, shape.space) for shape in arrived]
         moved += [(min(size, source_size), shape.space) for shape in source[:1]]
     elif code == "fusion":
         moved = _of_fusion(operation, computation, program)
@@ -129,12 +133,12 @@ def traffic(
         piece = operation.shapes
         if code == "dynamic-update-slice":
             piece = computation[operation.operands[1]].shapes
-        moved = 2 * [(shape.bytes, shape.space) for shape in piece]
+        moved = 2 * [(shape.padded_bytes, shape.space) for shape in piece]
     else:
         shapes = [*operation.shapes]
         for name in operation.operands:
             shapes += computation[name].shapes
-        moved = [(shape.bytes, shape.space) for shape in shapes]
+        moved = [(shape.padded_bytes, shape.space) for shape in shapes]
     main = sum(size for size, space in moved if space == 0)
     return main, sum(size for size, space in moved if space <= 1)
 
@@ -146,7 +150,7 @@ def _of_fusion(operation, computation, program) -> list[tuple[int, int]]:
         operands = computation[name].shapes
         size = _read(fused, position, program)
         if operands:
-            total = sum(shape.bytes for shape in operands)
+            total = sum(shape.padded_bytes for shape in operands)
             moved.append((total if size is None else size, operands[0].space))
     roots = [each for each in fused.values() if each.root]
     outputs = [fused[name] for name in roots[0].operands]
@@ -157,9 +161,9 @@ def _of_fusion(operation, computation, program) -> list[tuple[int, int]]:
         mine, shapes = shapes[: len(output.shapes)], shapes[len(output.shapes) :]
         while output.code == "bitcast":
             output = fused[output.operands[0]]
-        size = sum(shape.bytes for shape in mine)
+        size = sum(shape.padded_bytes for shape in mine)
         if output.code == "dynamic-update-slice":
-            size = fused[output.operands[1]].shapes[0].bytes
+            size = fused[output.operands[1]].shapes[0].padded_bytes
         if output.code != "parameter":
             moved.append((size, mine[0].space if mine else 0))
     return moved
@@ -180,7 +184,7 @@ def _read(fused, position: int, program) -> int | None:
                 if user.code == "bitcast":
                     ahead.append(user.name)
                 elif user.code in SLICES and at == 0:
-                    total += user.shapes[0].bytes
+                    total += user.shapes[0].padded_bytes
                 elif user.code == "fusion":
                     part = _read(program.fused(user), at, program)
                     if part is None:

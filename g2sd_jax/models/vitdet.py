@@ -12,11 +12,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from g2sd_jax.models import layers, pyramid
-from g2sd_jax.ops import patches, resize, windows
+from g2sd_jax.ops import attention, patches, resize, windows
 
 LEVELS = (2, 3, 4, 5, 6)  # Level k has stride 2^k.
 STRIDES = tuple(2**level for level in LEVELS)
@@ -46,13 +47,15 @@ class WindowAttention(nn.Module):
             features, dtype=self.dtype, kernel_init=layers.normal02, name=name
         )
         shape = (*x.shape[:3], 3, self.heads, width // self.heads)
-        q, k, v = jnp.moveaxis(dense(3 * width, "qkv")(x).reshape(shape), 3, 0)
+        qkv = checkpoint_name(dense(3 * width, "qkv")(x), "qkv")
+        q, k, v = jnp.moveaxis(qkv.reshape(shape), 3, 0)
         tables = [
             self.param(name, nn.initializers.zeros, (2 * side - 1, shape[-1]))
             for name, side in zip(("rel_pos_h", "rel_pos_w"), shape[1:3], strict=True)
         ]
-        x = windows.attention(q, k, v, *tables)
+        x = checkpoint_name(windows.attention(q, k, v, *tables), attention.KEPT)
         x = dense(width, "proj")(x.reshape(*x.shape[:3], width))
+        x = checkpoint_name(x, "proj")
         return windows.merge(x, grid) if self.window else x
 
 

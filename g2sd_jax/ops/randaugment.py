@@ -4,14 +4,14 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, Num
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, Num, UInt32
 
 from g2sd_jax import core
 
@@ -39,24 +39,28 @@ def parse(policy: str) -> tuple[float, float]:
 
 
 def look_up(
-    table: Int[ArrayLike, "256"] | Int[ArrayLike, "256 #c"],
-    image: Float[ArrayLike, "H W c"],
+    table: Int[ArrayLike, "#c 256"], image: Float[ArrayLike, "H W c"]
 ) -> Float32[ArrayLike, "H W c"]:
     """Replaces each level by its entry of a table, which may differ by channel."""
-    table = table.reshape(256, -1)
-    table = jnp.broadcast_to(table, (256, image.shape[-1])).astype(jnp.float32)
-    level = image.astype(jnp.int32).reshape(-1, image.shape[-1])
-    return jnp.take_along_axis(table, level, axis=0).reshape(image.shape)
+    height, width, channels = image.shape
+    table = jnp.broadcast_to(table, (channels, 256)).astype(jnp.float32)
+    result = jnp.take_along_axis(table, planes(image), 1, mode="promise_in_bounds")
+    return jnp.moveaxis(result.reshape(channels, height, width), 0, 2)
+
+
+def planes(image: Float[ArrayLike, "H W c"]) -> Int32[Array, "c H*W"]:
+    """Lists the levels by channel, as a TPU pads three innermost channels to 128."""
+    return image.astype(jnp.int32).reshape(-1, image.shape[-1]).T
 
 
 def auto_contrast(image: Image, _argument: Scalar) -> Image:
     """Stretches each channel to 0..255."""
     low, high = (
-        bound(image, axis=(0, 1)).astype(jnp.int32)[None]
+        bound(image, axis=(0, 1)).astype(jnp.int32)[:, None]
         for bound in (jnp.min, jnp.max)
     )
-    level = jnp.arange(256)[:, None]
-    table = (level - low) * 255 // jnp.maximum(high - low, 1)  # [256, C]
+    level = jnp.arange(256)[None]
+    table = (level - low) * 255 // jnp.maximum(high - low, 1)  # [C, 256]
     codes = jnp.asarray(short_levels())
     code = (low * 256 + high) * 256 + level
     place = jnp.minimum(jnp.searchsorted(codes, code), len(codes) - 1)
@@ -84,16 +88,14 @@ def short_levels() -> Int32[np.ndarray, " codes"]:
 
 def equalize(image: Image, _argument: Scalar) -> Image:
     """Equalizes the histogram of each channel."""
-    channels = image.shape[-1]
-    pixels = image.astype(jnp.int32).reshape(-1, channels)
-    counts = jnp.zeros((256, channels), jnp.int32)
-    counts = counts.at[pixels, jnp.arange(channels)[None]].add(1)
-    brightest = jnp.take_along_axis(counts, pixels.max(axis=0, keepdims=True), axis=0)
-    step = (len(pixels) - brightest) // 255  # [1, C]
-    below = jnp.cumsum(counts, axis=0) - counts
+    pixels, channel = planes(image), jnp.arange(image.shape[-1])[:, None]
+    counts = jnp.zeros((image.shape[-1], 256), jnp.int32).at[channel, pixels].add(1)
+    brightest = jnp.take_along_axis(counts, pixels.max(axis=1, keepdims=True), axis=1)
+    step = (pixels.shape[1] - brightest) // 255  # [C, 1]
+    below = jnp.cumsum(counts, axis=1) - counts
     table = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
     # Too few pixels, or a single level, are left as they are.
-    return look_up(jnp.where(step > 0, table, jnp.arange(256)[:, None]), image)
+    return look_up(jnp.where(step > 0, table, jnp.arange(256)[None]), image)
 
 
 def invert(image: Image, _argument: Scalar) -> Image:
@@ -192,31 +194,59 @@ def affine(
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x - 0.5, y - 0.5
     left, top = jnp.floor(x), jnp.floor(y)
-    taps = jnp.arange(-1, 3)[None, None]
-    columns = jnp.clip(left.astype(jnp.int32)[..., None] + taps, 0, width - 1)
-    rows = jnp.clip(top.astype(jnp.int32)[..., None] + taps, 0, height - 1)
-    near = image[rows[..., :, None], columns[..., None, :]]  # [H, W, 4, 4, C]
-    near = interpolate(near, (x - left)[..., None, None], axis=3)
-    near = interpolate(near, (y - top)[..., None], axis=2)
-    near = jnp.floor(jnp.clip(near, 0, 255))
+    columns, rows = (
+        [jnp.clip(first.astype(jnp.int32) + tap, 0, side - 1) for tap in range(-1, 3)]
+        for first, side in ((left, width), (top, height))
+    )
+    words, across, down = pack(image), (x - left)[None], (y - top)[None]
+
+    def near(row, column):
+        place = row * width + column
+        words_there = words.at[:, place].get(mode="promise_in_bounds")
+        return unpack(words_there, image.shape[-1])  # [C, H, W]
+
+    # One tap at a time, with all its channels in a word: [H, W, 4, 4, C] would not stay
+    # on an accelerator's chip, and a TPU pads three innermost channels to 128.
+    lines = [
+        interpolate([near(row, column) for column in columns], across) for row in rows
+    ]
+    levels = jnp.floor(jnp.clip(interpolate(lines, down), 0, 255))
     return jnp.where(
-        inside[..., None], near, jnp.asarray(fill, jnp.float32)[None, None]
+        inside[..., None],
+        jnp.moveaxis(levels, 0, 2),
+        jnp.asarray(fill, jnp.float32)[None, None],
     )
 
 
+SHIFTS = np.arange(0, 32, 8, dtype=np.uint32)  # Of the four levels of a word.
+
+
+def pack(image: Image) -> UInt32[Array, "words H*W"]:
+    """Puts the levels of four channels into one word, with zeros after the last."""
+    height, width, channels = image.shape
+    levels = jnp.pad(image.astype(jnp.uint32), ((0, 0), (0, 0), (0, -channels % 4)))
+    levels = levels.reshape(height * width, -1, 4) << SHIFTS[None, None]
+    return levels.sum(axis=2, dtype=jnp.uint32).T
+
+
+def unpack(words: UInt32[Array, "words H W"], channels: int) -> Float32[Array, "c H W"]:
+    """Returns the levels of the first channels in words of `pack`."""
+    levels = (words[:, None] >> SHIFTS[None, :, None, None]) & 255
+    return levels.reshape(-1, *words.shape[1:])[:channels].astype(jnp.float32)
+
+
 def interpolate(
-    taps: Float[ArrayLike, "..."], place: Float[ArrayLike, "..."], axis: int
-) -> Float[ArrayLike, "..."]:
+    taps: Sequence[Float[ArrayLike, "c H W"]], place: Float[ArrayLike, "1 H W"]
+) -> Float[ArrayLike, "c H W"]:
     """Interpolates between the middle two of four taps by Keys' cubic with a = -1.
 
     As a polynomial, it is exact where the taps are equal; rounded weights are not.
 
     Args:
-        taps: four along `axis`.
+        taps: four neighbouring samples of every pixel.
         place: 0..1 from the second tap to the third.
-        axis: of the taps; the result lacks it.
     """
-    a, b, c, d = (jnp.take(taps, i, axis=axis) for i in range(4))
+    a, b, c, d = taps
     third = b - a + d - c
     second = 2 * (a - b) + c - d
     return b + place * (c - a + place * (second + place * third))

@@ -118,11 +118,31 @@ def test_loops_count_as_often_as_they_run():
 
 
 @pytest.mark.parametrize(
+    ("text", "sides"),
+    [
+        ("bf16[64,197,3]{2,1,0:T(8,128)(2,1)}", (64, 200, 128)),
+        ("bf16[64,197,3]{1,2,0:T(4,128)(2,1)S(1)}", (64, 256, 4)),
+        ("f32[12]{0:T(128)}", (128,)),
+        ("f32[]{:T(128)}", ()),
+        ("f32[5,3]{1,0}", (5, 3)),
+    ],
+)
+def test_arrays_lie_in_whole_tiles(text, sides):
+    (shape,) = hlo.shapes_of(text)
+    assert shape.padded_sides == sides
+
+
+@pytest.mark.parametrize(
     ("path", "group"),
     [
         ("jit(step)/optimiser/mul", "optimiser"),
         ("jit(step)/jvp()/augment/gather", "augmentation"),
         ("jvp()/teacher/Mae/while/body/blocks/attn/exp", "teacher: attention"),
+        ("jit(step)/jvp(teacher)/Mae/blocks/attn/exp", "teacher: attention"),
+        (
+            "jvp(Mae)/_stack/while/body/jit(dynamic_update_index_in_dim)/dynamic_slice",
+            "stacks of blocks, forward",
+        ),
         (
             "jvp(Mae)/while/body/blocks/mlp/fc1/dot_general",
             "products of blocks, forward",
@@ -134,6 +154,10 @@ def test_loops_count_as_often_as_they_run():
         (
             "transpose(jvp(Mae))/blocks/checkpoint/rematted_computation/norm1/mul",
             "norms of blocks, recomputed",
+        ),
+        (
+            "transpose(jvp(Mae))/while/body/checkpoint/blocks/mlp/fc1/dot_general",
+            "products of blocks, backward",
         ),
         ("jvp(Mae)/norm/mul", "the rest, forward"),
         ("", "made by the compiler"),

@@ -288,7 +288,7 @@ def test_a_recipe_describes_itself_without_other_arguments(form, capsys):
     assert left.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith("The whole method on your own pictures")
-    assert "rows=all       or" in said and "hours=1.0" in said.splitlines()[-1]
+    assert "    rows=all   " in said and "hours=1.0" in said.splitlines()[-1]
 
 
 def test_verbs_list_the_recipes_that_they_take():

@@ -4,12 +4,11 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from g2sd_jax.data import decoder, encoded, pipeline
+from g2sd_jax.data import decoder, encoded, pipeline, reading
 from g2sd_jax.data.memory import pictures
 
 IN_MEMORY = ("arrays", "digits", "fake")  # Sources whose pictures the device crops.
@@ -75,7 +74,8 @@ def as_encoded(paths: Sequence[str]) -> encoded.Encoded:
         count=len(paths),
         classes=(),
         labels=None,
-        read=lambda index: Path(paths[index]).read_bytes(),
+        places=list(paths),
+        reader=reading.Paths(),
         name=lambda index: paths[index],
         origin="the pictures",
     )

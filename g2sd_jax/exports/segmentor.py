@@ -56,7 +56,7 @@ def preprocessing(describe: Mapping) -> dict:
         scales=list(inference.get("scales", (1.0,))),
         flip=inference.get("flip", False),
         judged_with=dict(describe.get("data") or {}),  # Keys of `config.data`.
-        interpolation="bilinear, half-pixel centres, no antialiasing",
+        interpolation="as OpenCV: bilinear, half-pixel centres, no antialiasing",
         steps=[
             "look at the picture once for each of scales and, if flip, once more "
             "mirrored left to right, after it is scaled; for each look:",

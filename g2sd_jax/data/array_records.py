@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from g2sd_jax.data import reading
 from g2sd_jax.data.tfds import tfrecord
 
 # Records one by one, as they are: pictures are compressed already.
@@ -56,6 +57,22 @@ def write(path: Path, records: Iterable[bytes]) -> None:
         writer.close()
 
 
+class Parts:
+    """Reads parts of records; a place is (number of the record, first byte, end).
+
+    Args:
+        records: of `open_files`.
+    """
+
+    def __init__(self, records: Any):
+        self._records = records
+
+    def read(self, place: reading.Span) -> memoryview:
+        """The bytes of a part, without a copy of them."""
+        number, start, end = place
+        return memoryview(read_record(self._records, number))[start:end]
+
+
 class Pictures:
     """Reads the picture of a `tf.train.Example`; a place is the number of its record.
 
@@ -69,11 +86,16 @@ class Pictures:
 
     def read(self, place: int) -> memoryview:
         """The encoded picture of a record, without a copy of it."""
-        try:
-            record = self._records[place]
-        except Exception as error:  # The library raises several for damaged files.
-            raise OSError(f"record {place} cannot be read: {error}") from error
+        record = read_record(self._records, place)
         start, end, _ = tfrecord.locate_picture(
             record, 0, len(record), self._image, None
         )
         return memoryview(record)[start:end]
+
+
+def read_record(records: Any, number: int) -> bytes:
+    """One record; an OSError where it is damaged."""
+    try:
+        return records[number]
+    except Exception as error:  # The library raises several for damaged files.
+        raise OSError(f"record {number} cannot be read: {error}") from error

@@ -152,16 +152,16 @@ class Filler:
             pending = [row for row, _ in failed]
         if not valid.all():
             empty = self._examples.empty(1, epoch is not None)
-            for name, array in batch.items():
-                array[~valid] = empty[name]
-        return batch, used, valid
+            for name, array in shared_batches.with_extent(empty).items():
+                batch[name][~valid] = array
+        return shared_batches.without_extent(batch), used, valid
 
     def _begin(
         self, count: int, training: bool
     ) -> tuple[Batch, Callable[[Job], list[Failure]]]:
         """A batch of `count` rows, and what fills some of them as by `fill_rows`."""
         if count <= HERE:
-            batch = self._examples.empty(count, training)
+            batch = shared_batches.with_extent(self._examples.empty(count, training))
             return batch, lambda job: fill_rows(self._examples, batch, job)
         shared = self._blocks.take(count, training)
 

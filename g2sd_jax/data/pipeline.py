@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from g2sd_jax.data import classes, crops, decoder, encoded, filling, reading, walk
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data.memory import pictures
+from g2sd_jax.data.processes import shared_batches
 
 
 def dataset(config: ConfigDict, files: encoded.Encoded, split: str) -> datasets.Dataset:
@@ -104,7 +105,7 @@ class Training:
     """Random resized crops, a function of (seed, epoch, index)."""
 
     def __init__(self, config: ConfigDict):
-        self._config = config
+        self._crop = crops.rule(config)
         self._size = tuple(config.model.image_size)
         self._channels = config.model.channels
         ratio = config.data.canvas
@@ -126,7 +127,7 @@ class Training:
         index: int,
     ) -> None:
         """Decodes a picture into a row of a batch, cropped for this epoch."""
-        box = crops.training_box(picture.size, self._config, epoch, index)
+        box = crops.training_box(picture.size, self._crop, epoch, index)
         part = None
         if self._on_device:
             part = crops.decode_eighths(box, self._size, self._canvas)
@@ -135,10 +136,7 @@ class Training:
             box = (0, 0, *self._size)
         else:
             pixels, box = picture.cut(box, part)
-        height, width = pixels.shape[:2]
-        image = batch["image"][row]
-        image[:height, :width] = pixels
-        image[height:], image[:height, width:] = 0, 0
+        shared_batches.paste(batch, "image", row, pixels)
         batch["crop"][row] = box
 
 

@@ -57,7 +57,9 @@ def cropped(data: bytes, config: ConfigDict, index: int) -> Image.Image:
         decoder.MODES[config.model.channels],
     )
     augment, size = config.augment, tuple(config.model.image_size)
-    y, x, height, width = crops.training_box(image.size[::-1], config, 0, index)
+    y, x, height, width = crops.training_box(
+        image.size[::-1], crops.rule(config), 0, index
+    )
     if augment.crop_area:
         image = image.crop((x, y, x + width, y + height))
         return image.resize(size[::-1], Image.Resampling.BICUBIC)

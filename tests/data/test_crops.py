@@ -47,6 +47,12 @@ def test_numbers_depend_on_seed_epoch_and_index_alone():
     others = [(4, 5, 7), (3, 6, 7), (3, 5, 8), (5, 3, 7), (3, 7, 5)]
     for other in others:
         assert not np.isin(crops.uniforms(*other, 22), first).any()
+    for seed, purpose, count in ((3, 1, 7), (4, 2, 3), (3, 1, 22), (3, 1, 22)):
+        bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, 9, 2])
+        np.testing.assert_array_equal(
+            crops.uniforms(seed, 2, 9, count, purpose),
+            np.random.Generator(bits).random(count),
+        )
     many = np.stack([crops.uniforms(0, 0, index, 4) for index in range(4000)])
     assert abs(many.mean(axis=0) - 0.5).max() < 0.02
     assert abs(np.corrcoef(many.T) - np.eye(4)).max() < 0.06
@@ -54,10 +60,12 @@ def test_numbers_depend_on_seed_epoch_and_index_alone():
 
 def test_training_boxes_follow_the_recipe(tmp_path):
     config = files.recipe(tmp_path)
-    boxes = {crops.training_box((40, 60), config, e, i) for e in (0, 1) for i in (0, 1)}
-    assert len(boxes) == 4
+    box = lambda epoch, index: crops.training_box(
+        (40, 60), crops.rule(config), epoch, index
+    )
+    assert len({box(epoch, index) for epoch in (0, 1) for index in (0, 1)}) == 4
     config.augment.crop_area = ()
-    whole = crops.training_box((40, 60), config, 0, 0)
+    whole = box(0, 0)
     assert whole == pytest.approx((0, 50 / 3, 40, 80 / 3))
 
 

@@ -135,7 +135,9 @@ def test_arrays_are_aligned_and_do_not_overlap():
     shared = blocks.take(3, True)
     for number, array in enumerate(shared.arrays.values()):
         array[...] = number
-    for number, (name, array) in enumerate(shared.arrays.items()):
+    batch = shared_batches.without_extent(shared.arrays)
+    assert batch.keys() == row.keys()
+    for number, (name, array) in enumerate(batch.items()):
         assert (array == number).all()
         assert array.ctypes.data % shared_batches.ALIGNED == 0
         assert array.dtype == row[name].dtype

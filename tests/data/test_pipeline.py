@@ -73,7 +73,7 @@ def same(a, b):
 def by_pillow(held, index, config, epoch):
     picture = decoder.open_picture(held.read(index), 3)
     pixels, _ = picture.cut((0, 0, *picture.size))
-    y, x, h, w = crops.training_box(picture.size, config, epoch, index)
+    y, x, h, w = crops.training_box(picture.size, crops.rule(config), epoch, index)
     cut = Image.fromarray(pixels).crop((x, y, x + w, y + h))
     return np.asarray(cut.resize((16, 24), Image.Resampling.BICUBIC))
 

@@ -30,6 +30,7 @@ from g2sd_jax.data import (
 )
 from g2sd_jax.data.coco import annotations as coco_json
 from g2sd_jax.data.coco import instances, jitter
+from g2sd_jax.data.processes import shared_batches
 
 CHECKED = 64  # Pictures whose size is compared before a run; the others as they come.
 NAMED = 3  # Files that a line names.
@@ -386,10 +387,7 @@ class Canvas:
         else:
             draws = jitter.draw(self._config, epoch, index)
             view = jitter.training_view(size, self.size, draws, self._config.augment)
-        height, width = view.shown
-        image = batch["image"][row]
-        image[:height, :width] = jitter.resize(pixels, view)
-        image[height:], image[:height, width:] = 0, 0
+        shared_batches.paste(batch, "image", row, jitter.resize(pixels, view))
         batch["size"][row] = view.shown
         if epoch is None:
             return

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from g2sd_jax.data import array_records
+from g2sd_jax.data.tfds import tfrecord
 
 ENDING = ".array_record"
 IMAGE = "image"  # The feature with the encoded picture.
@@ -29,6 +30,7 @@ class Index(NamedTuple):
 
     labels: np.ndarray  # [n] int32, or [0] where there are none.
     names: tuple[str, ...]  # Of the n records in the source.
+    spans: np.ndarray  # [n, 2] int64, first byte and byte after of a record's picture.
     bad: tuple[tuple[str, str], ...]  # (name, reason) of pictures that have no record.
     bytes: int  # Of the ArrayRecord file.
     sha256: str  # Of it.
@@ -54,7 +56,7 @@ def write(
         items: `(name, label, record)` of each picture, the record being bytes, or the
             ValueError or OSError that says why there is none.
     """
-    labels, names, bad = [], [], []
+    labels, names, spans, bad = [], [], [], []
     index_path(path).unlink(missing_ok=True)  # It would be another file's.
 
     def records():
@@ -65,12 +67,18 @@ def write(
             names.append(name)
             if label is not None:
                 labels.append(label)
-            yield encode_example(name, label, record)
+            example = encode_example(name, label, record)
+            first, end, _ = tfrecord.locate_picture(
+                example, 0, len(example), IMAGE, None
+            )
+            spans.append((first, end))
+            yield example
 
     write_file(path, lambda part: array_records.write(part, records()))
     arrays = dict(
         labels=np.array(labels, np.int32),
         names=join_texts(names),
+        spans=np.array(spans, np.int64).reshape(-1, 2),
         bad=join_texts([text for pair in bad for text in pair]),
         bytes=np.array(path.stat().st_size),
         sha256=join_texts([file_digest(path)]),
@@ -140,6 +148,7 @@ def read_index(path: Path) -> Index:
             return Index(
                 labels=arrays["labels"],
                 names=split_texts(arrays["names"]),
+                spans=arrays["spans"],
                 bad=tuple(zip(texts[::2], texts[1::2], strict=True)),
                 bytes=int(arrays["bytes"]),
                 sha256=split_texts(arrays["sha256"])[0],

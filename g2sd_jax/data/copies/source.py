@@ -107,8 +107,10 @@ def open_split(folder: Path, manifest: dict, split: str) -> encoded.Encoded:
         count=len(names),
         classes=tuple(entry["classes"]),
         labels=labels if entry["labelled"] else None,
-        places=range(len(names)),
-        reader=array_records.Pictures(records, shards.IMAGE),
+        places=reading.SpanTable(
+            np.arange(len(names)), *np.concatenate([i.spans for i in indexes]).T
+        ),
+        reader=array_records.Parts(records),
         name=lambda index: f"{folder} ({split}): {names[index]}",
         origin=f"{folder} ({split})",
     )

@@ -28,7 +28,7 @@ from g2sd_jax.data import (
 )
 from g2sd_jax.data import dataset as datasets
 from g2sd_jax.data.maps import pairs
-from g2sd_jax.data.processes import threads
+from g2sd_jax.data.processes import shared_batches, threads
 
 CHECKED = 64  # Pairs that are opened before a run starts; the others when they come.
 FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # Lossless: others would change labels.
@@ -376,13 +376,11 @@ class Crops:
         label_map = label_map[y : y + self._size[0], x : x + self._size[1]]
         height, width = label_map.shape
         pixels = geometry.resize_image(pixels, size)[y : y + height, x : x + width]
-        for name, part, padding in (
-            ("image", pixels, 0),
-            ("label_map", label_map, label_values.IGNORED),
-        ):
-            frame = batch[name][row]
-            frame[:height, :width] = part
-            frame[height:], frame[:height, width:] = padding, padding
+        labels = batch["label_map"][row]
+        labels[:height, :width] = label_map
+        labels[height:] = label_values.IGNORED
+        labels[:height, width:] = label_values.IGNORED
+        shared_batches.paste(batch, "image", row, pixels)
         batch["image_size"][row] = height, width
 
 

@@ -20,6 +20,8 @@ import numpy as np
 
 ALIGNED = 64  # Bytes; JAX takes such arrays on a CPU without a copy.
 
+EXTENT = "_extent"  # [rows, 2] int32 beside the batch: what of its pictures is taken.
+
 Batch = dict[str, np.ndarray]
 
 
@@ -58,6 +60,36 @@ def arrays_in(memory: np.ndarray, fields: Mapping[str, Field]) -> Batch:
         part = memory[field.offset : field.offset + size]
         arrays[name] = part.view(field.dtype).reshape(field.shape)
     return arrays
+
+
+def paste(batch: Batch, name: str, row: int, pixels: np.ndarray) -> None:
+    """Puts a picture at the top left of a row, beyond which the row is zero.
+
+    Only what another picture has left there is cleared, not all of the row.
+
+    Args:
+        batch: with arrays `name` [rows, H, W, C] and `EXTENT`.
+        name: of the array of pictures.
+        row: in it.
+        pixels: [h, w, C] of the picture.
+    """
+    frame, (height, width) = batch[name][row], pixels.shape[:2]
+    rows, columns = batch[EXTENT][row].tolist()
+    frame[:height, :width] = pixels
+    frame[height:rows, :columns] = 0
+    frame[: min(height, rows), width:columns] = 0
+    batch[EXTENT][row] = height, width
+
+
+def with_extent(batch: Batch) -> Batch:
+    """An empty batch, and beside it that nothing of its rows is taken."""
+    [count] = {len(array) for array in batch.values()}
+    return {**batch, EXTENT: np.zeros((count, 2), np.int32)}
+
+
+def without_extent(batch: Batch) -> Batch:
+    """The batch alone."""
+    return {name: array for name, array in batch.items() if name != EXTENT}
 
 
 class Block:
@@ -120,7 +152,8 @@ class Blocks:
         try:
             block = free.pop()
         except IndexError:
-            block = Block(*fields_of(self._empty(1, training), count))
+            row = with_extent(self._empty(1, training))
+            block = Block(*fields_of(row, count))
         memory = block.map()
         # Views of views refer to `memory` itself, so it lives as long as any of them.
         weakref.finalize(memory, free.append, block).atexit = False

@@ -27,7 +27,7 @@ from g2sd_jax.data.processes import threads, workers
 from g2sd_jax.measure import readers
 
 PICTURES = 256  # Of the training split, taken again in every round.
-BATCHES, BATCH, BATCH_PER_CORE = 4, 128, 16  # Of a round, and rows of one, at least.
+BATCHES, BATCH, BATCH_PER_CORE = 12, 128, 16  # Of a round, and rows of one, at least.
 COMPARED = 64  # Pictures that are compared pixel by pixel.
 ROUNDS = 7
 

@@ -57,9 +57,11 @@ class Pool(futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the threads, once their jobs are done or cancelled."""
         with self._lock:
-            with contextlib.suppress(queue.Empty):
-                while cancel_futures and self._end.alive:
+            while cancel_futures and self._end.alive:
+                try:
                     self._jobs.get_nowait()[0].cancel()
+                except Exception:  # `queue.Empty`; no name is left as Python ends.
+                    break
             self._end()
         for thread in self.threads if wait else ():
             thread.join()

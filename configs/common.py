@@ -94,7 +94,9 @@ def base() -> ConfigDict:
     config.data.canvas = 1.75  # Times the model's size, cropped there; 0: on the host.
     config.data.eval_crop = placeholder(float)  # None: 0.875 up to 224 pixels, else 1.
     config.data.max_bad_share = 0.02  # Of unreadable examples, beyond which a run ends.
-    config.data.workers = placeholder(int)  # Processes that read; None: one a core.
+    config.data.workers = placeholder(
+        int
+    )  # Processes that read; None: 1 a core, to 64.
     config.data.prefetch = 2  # Batches read ahead, and as many ready on the device.
     config.data.timeout = 1800.0  # Seconds without a batch after which a run ends.
 

@@ -365,3 +365,12 @@ def test_batches_start_anywhere_with_processes(path):
     late = order.train_batches(dataset, 16, 1, 4)
     for expected in batches[4:]:
         same(next(late), expected)
+
+
+def test_there_is_a_reader_a_core_up_to_what_one_process_can_take(path, monkeypatch):
+    config = files.recipe(path, workers=None)
+    for cores, readers in ((1, 1), (12, 12), (224, 64)):
+        monkeypatch.setattr(threads, "cores", lambda count=cores: list(range(count)))
+        assert threads.workers(config) == readers
+    config.data.workers = 100
+    assert threads.workers(config) == 100

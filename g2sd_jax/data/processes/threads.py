@@ -14,6 +14,7 @@ from concurrent import futures
 
 from ml_collections import ConfigDict
 
+MOST = 64  # Readers by default: what they make together is what one process can take.
 MOMENT = 2.0  # Seconds in which a thread ends that does not hang.
 
 _made = []  # For every `closing` that is entered, the pools made since.
@@ -87,8 +88,8 @@ def cores() -> list[int]:
 
 
 def workers(config: ConfigDict) -> int:
-    """Readers of a data set: `config.data.workers`, or one a core."""
-    return config.data.workers or len(cores())
+    """Readers of a data set: `config.data.workers`, or one a core up to `MOST`."""
+    return config.data.workers or min(len(cores()), MOST)
 
 
 def made_here() -> list[Pool]:

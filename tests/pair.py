@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval", type=float, default=100.0, help="epochs between")
+    parser.add_argument("--init", default="", help="workdir or file of the weights")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds per step")
     args = parser.parse_args(argv)
     swap = metrics.Late.swap
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
                 total_steps=args.steps,
                 seed=args.seed,
                 first_batch_images=10,
+                **(dict(init_from=args.init) if args.init else {}),
             )
             loop.run(config, f"{args.workdir}/{stage}")
     return 0

@@ -21,6 +21,7 @@ from g2sd_jax import checkpoint, loop, metrics
 
 HERE = pathlib.Path(__file__).parents[1]
 STAGES = ("generic_distill", "finetune", "linprobe", "finetune:task=segmentation")
+DETECTOR = "finetune:task=detection"
 STEPS = 24  # Of an interrupted run; a checkpoint every third.
 
 
@@ -77,6 +78,12 @@ def check_equal(workdir, expected):
     assert [done[key] for key in counts] == [expected_done[key] for key in counts]
     # A pixel between two classes may fall to either, by the rounding of the losses.
     few = 0.01 if "eval/pixels" in done else None
+    # The AP of objects of a size that there is none of is no number, in both.
+    none = {key for key, value in expected_done.items() if value is None}
+    assert none == {key for key, value in done.items() if value is None}
+    for values in (done, expected_done):
+        for key in none:
+            del values[key]
     assert done == pytest.approx(expected_done, rel=1e-6, abs=few)
 
 
@@ -96,6 +103,23 @@ def test_two_processes_equal_one(tmp_path):
             for where in ("two", "one")
         )
         assert np.abs(shown - expected).max() <= 1 and shown.std() > 1
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_objects_that_one_finds(tmp_path):
+    """The AP of a detector that has learned enough to find some."""
+    trained = str(tmp_path / "trained")
+    config = runs.small(DETECTOR, batch=8, total_steps=300, first_batch_images=0)
+    config.optim.update(lr=5e-3, layer_decay=1.0)
+    loop.run(config, trained)
+    with started(2, tmp_path / "two", [DETECTOR], f"--init={trained}") as pair:
+        status, said = ended(pair)
+    assert status == [0, 0], "\n".join(said)
+    config = runs.small(DETECTOR, init_from=trained, first_batch_images=10)
+    loop.run(config, str(tmp_path / "one" / DETECTOR))
+    check_equal(tmp_path / "two" / DETECTOR, tmp_path / "one" / DETECTOR)
+    _, done = told(tmp_path / "two" / DETECTOR)
+    assert done["eval/box_AP50"] > 0.5 and done["eval/mask_AP50"] > 0.5
 
 
 def wait_for_step(workdir, step, processes):

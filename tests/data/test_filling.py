@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 import coco_files
+import failing_examples
 import files
 import label_map_files
 from g2sd_jax import errors
-from g2sd_jax.data import decoder, failures, filling, folder, order, source
+from g2sd_jax.data import failures, filling, folder, order, source
 from g2sd_jax.data import pipeline as pipelines
 from g2sd_jax.data.processes import shared_batches, threads, workers
 
@@ -166,36 +167,9 @@ def test_a_bad_picture_is_read_once_in_all_epochs(tmp_path):
     assert len((tmp_path / "run" / failures.FILE).read_text().splitlines()) == 1
 
 
-class Odd(Exception):
-    """An error that cannot be unpickled."""
-
-    def __init__(self, one, two):
-        super().__init__(f"{one} and {two}")
-
-
-class Failing:
-    """Examples whose item says what happens."""
-
-    def empty(self, count, training):
-        return {"image": np.zeros((count, 2), np.uint8)}
-
-    def place(self, batch, row, item, epoch, index):
-        batch["image"][row] = 7
-        if item == "mistake":
-            raise ValueError(f"example {index} is wrong")
-        if item == "odd":
-            raise Odd(1, 2)
-        if item == "bad":
-            raise decoder.Unreadable("it is bad")
-        if item == "death":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if item == "hang":
-            time.sleep(1000)
-
-
 def filler(tmp_path):
     config = files.recipe(tmp_path, workers=2, max_bad_share=1.0)
-    return filling.Filler(config, "train", 20, Failing())
+    return filling.Filler(config, "train", 20, failing_examples.Failing())
 
 
 def candidates(**items):

@@ -65,20 +65,22 @@ def arrays_in(memory: np.ndarray, fields: Mapping[str, Field]) -> Batch:
 def paste(batch: Batch, name: str, row: int, pixels: np.ndarray) -> None:
     """Puts a picture at the top left of a row, beyond which the row is zero.
 
-    Only what another picture has left there is cleared, not all of the row.
+    Only what another picture has left there is cleared, not all of the row. A batch
+    without `EXTENT` is a new one, with nothing to clear.
 
     Args:
-        batch: with arrays `name` [rows, H, W, C] and `EXTENT`.
+        batch: with an array `name` [rows, H, W, C].
         name: of the array of pictures.
         row: in it.
         pixels: [h, w, C] of the picture.
     """
     frame, (height, width) = batch[name][row], pixels.shape[:2]
-    rows, columns = batch[EXTENT][row].tolist()
     frame[:height, :width] = pixels
-    frame[height:rows, :columns] = 0
-    frame[: min(height, rows), width:columns] = 0
-    batch[EXTENT][row] = height, width
+    if EXTENT in batch:
+        rows, columns = batch[EXTENT][row].tolist()
+        frame[height:rows, :columns] = 0
+        frame[: min(height, rows), width:columns] = 0
+        batch[EXTENT][row] = height, width
 
 
 def with_extent(batch: Batch) -> Batch:

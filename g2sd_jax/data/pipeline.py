@@ -136,7 +136,7 @@ class Training:
             box = (0, 0, *self._size)
         else:
             pixels, box = picture.cut(box, part)
-        shared_batches.paste(batch, "image", row, pixels)
+        shared_batches.paste(batch, row, pixels)
         batch["crop"][row] = box
 
 

@@ -387,7 +387,7 @@ class Canvas:
         else:
             draws = jitter.draw(self._config, epoch, index)
             view = jitter.training_view(size, self.size, draws, self._config.augment)
-        shared_batches.paste(batch, "image", row, jitter.resize(pixels, view))
+        shared_batches.paste(batch, row, jitter.resize(pixels, view))
         batch["size"][row] = view.shown
         if epoch is None:
             return

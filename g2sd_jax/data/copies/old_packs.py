@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from g2sd_jax.data import encoded, reading
+from g2sd_jax.data.copies import shards
 
 LAYOUT = 1  # Of a manifest.
 MAGIC = b"G2SDPAK1"
@@ -38,7 +39,7 @@ def open_split(folder: Path, manifest: Mapping, split: str) -> encoded.Encoded:
             )
     columns = [read_index(file) for file in files]
     ends = [column["ends"] for column in columns]
-    names = [name for column in columns for name in split_texts(column["names"])]
+    names = [name for column in columns for name in shards.split_texts(column["names"])]
     reading.raise_open_file_limit(len(files), str(folder))
     return encoded.Encoded(
         count=len(names),
@@ -77,9 +78,3 @@ def read_index(path: Path) -> dict[str, np.ndarray]:
             return dict(arrays)
     except Exception as error:  # Whatever numpy and zipfile make of broken bytes.
         raise ValueError(f"{path} is damaged: its index cannot be read.") from error
-
-
-def split_texts(array: np.ndarray) -> list[str]:
-    """The texts in one array of bytes, a zero after each."""
-    joined = array.tobytes().decode(errors="surrogateescape")
-    return joined.split("\0")[:-1]

@@ -380,7 +380,7 @@ class Crops:
         labels[:height, :width] = label_map
         labels[height:] = label_values.IGNORED
         labels[:height, width:] = label_values.IGNORED
-        shared_batches.paste(batch, "image", row, pixels)
+        shared_batches.paste(batch, row, pixels)
         batch["image_size"][row] = height, width
 
 

@@ -62,19 +62,18 @@ def arrays_in(memory: np.ndarray, fields: Mapping[str, Field]) -> Batch:
     return arrays
 
 
-def paste(batch: Batch, name: str, row: int, pixels: np.ndarray) -> None:
+def paste(batch: Batch, row: int, pixels: np.ndarray) -> None:
     """Puts a picture at the top left of a row, beyond which the row is zero.
 
     Only what another picture has left there is cleared, not all of the row. A batch
     without `EXTENT` is a new one, with nothing to clear.
 
     Args:
-        batch: with an array `name` [rows, H, W, C].
-        name: of the array of pictures.
+        batch: with an array `image` [rows, H, W, C].
         row: in it.
         pixels: [h, w, C] of the picture.
     """
-    frame, (height, width) = batch[name][row], pixels.shape[:2]
+    frame, (height, width) = batch["image"][row], pixels.shape[:2]
     frame[:height, :width] = pixels
     if EXTENT in batch:
         rows, columns = batch[EXTENT][row].tolist()

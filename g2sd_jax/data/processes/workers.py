@@ -10,6 +10,7 @@ imported again), leave Ctrl-C to it, and end when it does, however it ends.
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -43,7 +44,7 @@ class Task:
     def __init__(self, examples: Any):
         self.number, self._examples = next(self._numbers), examples
 
-    @property
+    @functools.cached_property
     def payload(self) -> bytes:
         """The pickled examples."""
         file = io.BytesIO()
@@ -120,9 +121,9 @@ class Worker:
         if code is not None and code < 0:
             how = f"by {signal.Signals(-code).name}"
         return (
-            f"a process that reads pictures was ended {how}; where memory is short, "
-            "fewer do (config.data.workers). The same command goes on from the last "
-            "checkpoint."
+            f"a process that reads pictures was ended {how}; if it said why, that "
+            "stands above. Where memory is short, set fewer (config.data.workers). The "
+            "same command goes on from the last checkpoint."
         )
 
     @property
